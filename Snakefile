@@ -1,0 +1,24 @@
+# reclaim: re-tests the claims of ten papers as one DAG. Start with `snakemake --cores all`.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/pretrain.smk"
+include: "rules/finetune.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    input:
+        f"{RESULTS}/report.html",
+        f"{RESULTS}/metrics.parquet",
+        f"{RESULTS}/costs.parquet",
+        f"{RESULTS}/claims.parquet",
+    default_target: True

@@ -1,0 +1,194 @@
+"""Check a configuration: its form by JSON Schema, then what a schema cannot say (names that must exist, tasks that fit)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError, best_match
+
+from reclaim.architectures import ARCHITECTURES
+from reclaim.data import check_spec
+from reclaim.errors import InputError
+
+METHODS_WITHOUT_TRAINING = ("zero_shot", "calibrated", "icl")
+
+
+def key_path(parts: Iterable[Any], root: str = "config") -> str:
+    """Write a path into a document the way a person would: `config: models.medium.config[0]`."""
+    text = ""
+    for part in parts:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return f"{root}: {text}" if text else root
+
+
+def explain(error: ValidationError, root: str = "config") -> InputError:
+    """Turn a schema violation into the one message a person needs."""
+    place = key_path(error.absolute_path, root)
+    found = f"{json.dumps(error.instance, ensure_ascii=False, default=str)[:80]}"
+    bounds = {
+        "minimum": "a number of at least {}",
+        "maximum": "a number of at most {}",
+        "exclusiveMinimum": "a number greater than {}",
+        "exclusiveMaximum": "a number less than {}",
+        "type": "a value of type {}",
+        "const": "{!r}",
+        "pattern": "text of the form {}",
+    }
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        allowed = sorted(error.schema.get("properties", {}))
+        unknown = sorted(set(error.instance) - set(allowed))
+        return InputError(
+            key_path([*error.absolute_path, unknown[0]], root), "an unknown key", f"one of {', '.join(allowed)}"
+        )
+    if error.validator == "required":
+        missing = sorted(set(error.validator_value) - set(error.instance))
+        return InputError(place, f"no key {missing[0]!r}", f"the keys {', '.join(error.validator_value)}")
+    if error.validator == "enum":
+        return InputError(place, found, f"one of {', '.join(map(str, error.validator_value))}")
+    if error.validator in ("minItems", "minProperties"):
+        return InputError(place, found, f"at least {error.validator_value} entry")
+    if error.validator == "uniqueItems":
+        return InputError(place, found, "entries that differ from each other")
+    if error.validator in bounds:
+        return InputError(place, found, bounds[error.validator].format(error.validator_value))
+    return InputError(place, found, error.message[:200])
+
+
+def check_schema(document: Any, schema_path: Path, root: str = "config") -> None:
+    """Validate a document; raises `InputError` for the most telling violation."""
+    validator = Draft202012Validator(json.loads(schema_path.read_text(encoding="utf-8")))
+    error = best_match(validator.iter_errors(document))
+    if error is not None:
+        raise explain(error, root)
+
+
+def check_config(config: dict, schema_path: Path) -> None:
+    """Check form and references of a whole configuration; raises `InputError` with the key path of the first fault."""
+    check_schema(config, schema_path)
+    for name, spec in config["data"].items():
+        check_spec(spec, f"config: data.{name}")
+    for name, tokenizer in config["tokenizers"].items():
+        for data in tokenizer["data"]:
+            _must_exist(config, "data", data, f"tokenizers.{name}.data")
+    for name, model in config["models"].items():
+        if "tokenizer" in model:
+            _must_exist(config, "tokenizers", model["tokenizer"], f"models.{name}.tokenizer")
+    for name, task in config["tasks"].items():
+        _must_exist(config, "data", task["data"], f"tasks.{name}.data")
+        _check_task(config, name, task)
+    for chosen in config["run"]:
+        paper, _, experiment = chosen.partition("/")
+        if experiment not in config["experiments"].get(paper, {}):
+            known = [f"{p}/{e}" for p, experiments in config["experiments"].items() for e in experiments]
+            raise InputError("config: run", repr(chosen), f"one of {', '.join(known)}")
+    for paper, experiments in config["experiments"].items():
+        for name, experiment in experiments.items():
+            place = f"experiments.{paper}.{name}"
+            if experiment.get("kind") == "trajectory":
+                _must_exist(config, "models", experiment["model"], f"{place}.model")
+            elif "kind" not in experiment:
+                _check_experiment(config, place, experiment)
+
+
+def listed(value: Any) -> list:
+    """A config value that may be one entry or a list of them, as a list."""
+    return list(value) if isinstance(value, list) else [value]
+
+
+def family_of(config: dict, model: str) -> str:
+    """`masked` or `causal`."""
+    spec = config["models"][model]
+    return ARCHITECTURES[spec["architecture"]][1] if spec["source"] == "scratch" else spec["family"]
+
+
+def _must_exist(config: dict, section: str, name: str, place: str) -> None:
+    if name not in config[section]:
+        known = ", ".join(sorted(config[section])) or "nothing"
+        raise InputError(f"config: {place}", repr(name), f"a name under `{section}` ({known})")
+
+
+def _check_task(config: dict, name: str, task: dict) -> None:
+    data = config["data"][task["data"]]
+    needs_training_rows = "few_shot" in task
+    splits = set(data.get("splits", {})) | set(data.get("files", {})) | set(data.get("split", {})) & {"dev", "test"}
+    if "all" in splits:
+        splits |= {"train"}
+    if "test" not in splits:
+        raise InputError(
+            f"config: tasks.{name}.data", f"{task['data']!r} with the splits {sorted(splits)}", "a test split"
+        )
+    if needs_training_rows and "train" not in splits:
+        raise InputError(f"config: tasks.{name}.few_shot", "no train split to sample from", "a data set with one")
+
+
+def _check_experiment(config: dict, place: str, experiment: dict) -> None:
+    families = set()
+    for index, checkpoint in enumerate(experiment["checkpoints"]):
+        where = f"{place}.checkpoints[{index}]"
+        for model in listed(checkpoint["model"]):
+            _must_exist(config, "models", model, f"{where}.model")
+            families.add((model, family_of(config, model)))
+            scratch = config["models"][model]["source"] == "scratch"
+            if scratch and not {"data", "recipe", "masking"} <= set(checkpoint):
+                raise InputError(
+                    f"config: {where}", f"the model {model!r}, which starts from scratch", "the keys data, recipe, masking"
+                )
+            for masking in checkpoint.get("masking", []):
+                _check_masking(config, where, model, masking)
+        if "data" in checkpoint:
+            _must_exist(config, "data", checkpoint["data"], f"{where}.data")
+        if "recipe" in checkpoint:
+            _must_exist(config, "recipes", checkpoint["recipe"], f"{where}.recipe")
+            if "max_length" not in config["recipes"][checkpoint["recipe"]]:
+                raise InputError(f"config: recipes.{checkpoint['recipe']}", "no max_length", "one, to pre-train with it")
+    for index, arm in enumerate(experiment["arms"]):
+        where = f"{place}.arms[{index}]"
+        trains = arm["method"] not in METHODS_WITHOUT_TRAINING
+        if arm["method"] in ("mezo", "backprop"):
+            if "recipe" not in arm:
+                raise InputError(f"config: {where}", "no recipe", f"one, for the method {arm['method']}")
+            _must_exist(config, "recipes", arm["recipe"], f"{where}.recipe")
+        for task_name in listed(arm["task"]):
+            _must_exist(config, "tasks", task_name, f"{where}.task")
+            task = config["tasks"][task_name]
+            if trains and "few_shot" not in task:
+                raise InputError(f"config: tasks.{task_name}", "no few_shot", "how its training rows are sampled")
+            if arm.get("recipe") and config["recipes"][arm["recipe"]].get("select") == "best_dev":
+                if not task["few_shot"].get("dev") and task["few_shot"]["sampling"] != "kshot":
+                    raise InputError(
+                        f"config: tasks.{task_name}.few_shot", "no dev rows", f"some: {arm['recipe']} selects on them"
+                    )
+            templates = task.get("templates")
+            if arm.get("prompt", True) and not isinstance(templates, str):
+                for model, family in sorted(families):
+                    if family not in (templates or {}):
+                        raise InputError(
+                            f"config: tasks.{task_name}.templates",
+                            f"no template for {family} models such as {model!r}",
+                            f"one under `{family}`, or `prompt: false` at {where}",
+                        )
+
+
+def _check_masking(config: dict, where: str, model: str, masking: dict) -> None:
+    if masking["scheme"] == "none":
+        return
+    if family_of(config, model) != "masked":
+        raise InputError(f"config: {where}.masking", f"the causal model {model!r}", "a masked model, or scheme none")
+    prediction = masking.get("prediction", masking["corruption"])
+    if prediction > masking["corruption"] and masking["scheme"] != "uniform":
+        raise InputError(
+            f"config: {where}.masking",
+            f"prediction {prediction} above corruption {masking['corruption']} with the scheme {masking['scheme']}",
+            "the scheme uniform, whose disjoint copies are defined",
+        )
+    copies = -(-prediction // masking["corruption"])
+    if copies * masking["corruption"] > 1:
+        raise InputError(
+            f"config: {where}.masking",
+            f"{copies:.0f} disjoint copies of {masking['corruption']} of the tokens",
+            "copies that fit in one sequence",
+        )

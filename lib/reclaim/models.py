@@ -1,0 +1,144 @@
+"""Build or load any model and its tokenizer: from scratch, from the Hub by revision, or from a local folder.
+
+Whatever the source, the result is a folder that `from_pretrained` reads; nothing later in the workflow knows where it came
+from. Remote code and pickled weights are refused (safetensors only, `trust_remote_code=False`).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+import reclaim.torchvision_shim  # noqa: F401
+from reclaim.architectures import ARCHITECTURES
+from reclaim.errors import InputError
+from reclaim.seeding import derive
+
+def _auto_class(objective: str):
+    import transformers
+
+    return {
+        "masked": transformers.AutoModelForMaskedLM,
+        "causal": transformers.AutoModelForCausalLM,
+        "classification": transformers.AutoModelForSequenceClassification,
+    }[objective]
+
+
+def build(architecture: str, tokenizer, config: dict, seed: int, linear_init: str = "config"):
+    """Build a language model with random weights.
+
+    `config` goes to the architecture's config class; vocabulary size and special ids come from the tokenizer. With
+    `linear_init="fan_in"` every Linear weight is drawn from N(0, 1/fan_in) in place of the config's `initializer_range`:
+    at small widths 0.02 is so far below 1/sqrt(width) that the branches start almost silent. The same seed gives the same
+    weights whatever else has happened in the process.
+
+    Raises `InputError` for an unknown architecture or config key.
+    """
+    import transformers
+
+    if architecture not in ARCHITECTURES:
+        raise InputError("models.*.architecture", repr(architecture), f"one of {', '.join(ARCHITECTURES)}")
+    class_name, objective = ARCHITECTURES[architecture]
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "pad", "eos")}
+    config_class = getattr(transformers, class_name)
+    unknown = set(config) - set(config_class().to_dict())
+    if unknown:
+        raise InputError("models.*.config", f"unknown keys {sorted(unknown)}", f"arguments of {class_name}")
+    model_config = config_class(vocab_size=len(tokenizer), **special, **config)
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, "init"))
+        model = _auto_class(objective).from_config(model_config)
+        if linear_init == "fan_in":
+            tied = model.get_input_embeddings().weight
+            for module in model.modules():
+                if isinstance(module, torch.nn.Linear) and module.weight is not tied:
+                    torch.nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
+    return model.eval()
+
+
+def load(folder: str | Path, objective: str, seed: int = 0, num_labels: int | None = None, dtype=torch.float32):
+    """Load a model for an objective (`masked`, `causal` or `classification`) from a `save_pretrained` folder, in eval mode.
+
+    A classification head that the folder does not hold is drawn with the model's own `initializer_range`, as a function of
+    `seed`. Dropout of the head follows the config (`classifier_dropout`).
+
+    Raises `InputError` when the folder holds no model, or one of another architecture than the objective needs.
+    """
+    import transformers
+
+    place = str(folder)
+    if not (Path(folder) / "config.json").exists():
+        raise InputError(place, "no config.json", "a folder written by save_pretrained")
+    options = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    if objective == "classification":
+        options["num_labels"] = num_labels
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, "head"))
+        try:
+            model = _auto_class(objective).from_pretrained(place, **options)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise InputError(place, first_line, f"the weights of a {objective} model in safetensors") from error
+    transformers.logging.set_verbosity_error()
+    return model.eval()
+
+
+def load_tokenizer(folder: str | Path):
+    """Load the tokenizer of a `save_pretrained` folder."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise InputError(str(folder), first_line, "a tokenizer written by save_pretrained") from error
+
+
+def masked_lm_logits(model, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Vocabulary logits of chosen rows.
+
+    `hidden_states` (rows, hidden) are outputs of the base model at the positions that are predicted; evaluating the head
+    only there saves most of the memory and time of a large vocabulary. Covers the RoBERTa family (`lm_head`) and BERT
+    (`cls`).
+    """
+    head = getattr(model, "lm_head", None) or getattr(model, "cls", None)
+    if head is None:
+        raise InputError(type(model).__name__, "no lm_head or cls", "a masked language model of the RoBERTa or BERT family")
+    return head(hidden_states)
+
+
+def fetch(source: dict, out_dir: Path) -> None:
+    """Copy a model and its tokenizer from the Hub (pinned by a commit hash) or a local folder into `out_dir`.
+
+    Raises `InputError` when the revision is not a commit hash, or when the Hub cannot be reached or refuses.
+    """
+    import shutil
+
+    if source["source"] == "local":
+        folder = Path(source["path"])
+        if not (folder / "config.json").exists():
+            raise InputError(str(folder), "no config.json", "a model folder written by save_pretrained")
+        shutil.copytree(folder, out_dir, dirs_exist_ok=True)
+        return
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        snapshot_download(
+            source["id"],
+            revision=source["revision"],
+            local_dir=out_dir,
+            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model {source['id']} at revision {source['revision']}",
+            first_line,
+            "a public or granted model on the Hub",
+            "Check the network, the id, and HF_TOKEN for gated weights.",
+        ) from error
+    if not list(out_dir.glob("*.safetensors")):
+        raise InputError(f"model {source['id']}", "no safetensors weights", "weights in safetensors (pickles are refused)")

@@ -1,0 +1,134 @@
+"""From a checked configuration to the tables of what the run makes: checkpoints, jobs, evaluations.
+
+Plain data, made once; the workflow's rules look their inputs and parameters up here. Names are readable and a function of
+what they name, so that two experiments that need the same checkpoint share it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from reclaim.config import listed
+
+Names = dict[str, dict]
+
+
+@dataclass
+class Plan:
+    """What a run makes, by name.
+
+    `checkpoints`: a pre-trained or untrained model from scratch: model, data, recipe, masking, seed.
+    `jobs`: `paper/experiment/name` -> one fine-tuning or prompting job: method, seed and its arms.
+    `evaluations`: `paper/experiment` -> its jobs, checkpoints and controls.
+    `measurements`: `paper/experiment` -> an experiment of a kind of its own (memory, trajectory).
+    """
+
+    checkpoints: Names = field(default_factory=dict)
+    jobs: Names = field(default_factory=dict)
+    evaluations: Names = field(default_factory=dict)
+    measurements: Names = field(default_factory=dict)
+
+
+def make_plan(config: dict) -> Plan:
+    """Expand the experiments that `run` names."""
+    plan = Plan()
+    for chosen in config["run"]:
+        paper, _, name = chosen.partition("/")
+        experiment = config["experiments"][paper][name]
+        if "kind" in experiment:
+            plan.measurements[chosen] = experiment
+            continue
+        evaluation = plan.evaluations[chosen] = {
+            "jobs": [],
+            "checkpoints": [],
+            "reference_loss": experiment.get("reference_loss", {}),
+            "controls": experiment.get("controls", []),
+            "tasks": sorted({task for arm in experiment["arms"] for task in listed(arm["task"])}),
+        }
+        for seed in experiment["seeds"]:
+            groups: Names = {}
+            for checkpoint in _checkpoints(config, experiment, seed):
+                if checkpoint["id"] and checkpoint["id"] not in plan.checkpoints:
+                    plan.checkpoints[checkpoint["id"]] = checkpoint["spec"]
+                if checkpoint["id"] and checkpoint["id"] not in evaluation["checkpoints"]:
+                    evaluation["checkpoints"].append(checkpoint["id"])
+                for index, arm in enumerate(experiment["arms"]):
+                    if checkpoint["name"] not in arm.get("checkpoints", [checkpoint["name"]]):
+                        continue
+                    for task in listed(arm["task"]):
+                        single = {**arm, "task": task, **{k: checkpoint[k] for k in ("id", "model", "name")}}
+                        single["variant"] = _variant(config, checkpoint, single)
+                        kind = _kind(arm["method"])
+                        label = f"{kind}.s{seed}"
+                        if config.get("jobs") == "per_arm":
+                            label = f"{kind}.{index}-{task}.{checkpoint['model']}.{checkpoint['name']}.s{seed}"
+                        group = groups.setdefault(label, {"kind": kind, "seed": seed, "arms": []})
+                        group["arms"].append(single)
+            for label, group in groups.items():
+                plan.jobs[f"{chosen}/{label}"] = group
+                evaluation["jobs"].append(f"{chosen}/{label}")
+    return plan
+
+
+def masking_name(masking: dict) -> str:
+    """`uniform-0.4`, `uniform-0.2-0.4` (corruption, prediction), `uniform-0.4-80-10-10`, `none`."""
+    if masking["scheme"] == "none":
+        return "none"
+    parts = [masking["scheme"], f"{masking['corruption']:g}"]
+    if masking.get("prediction", masking["corruption"]) != masking["corruption"]:
+        parts.append(f"{masking['prediction']:g}")
+    if masking.get("replacement", "mask") != "mask":
+        parts.append(masking["replacement"])
+    return "-".join(parts)
+
+
+def _checkpoints(config: dict, experiment: dict, seed: int):
+    """Each checkpoint of an experiment at a seed: its name there, model, id (None for Hub and local models) and spec."""
+    for block in experiment["checkpoints"]:
+        for model in listed(block["model"]):
+            if config["models"][model]["source"] != "scratch":
+                yield {"name": block.get("name", model), "model": model, "id": None, "spec": {}}
+                continue
+            for masking in block["masking"]:
+                label = masking_name(masking)
+                yield {
+                    "name": block.get("name", label),
+                    "model": model,
+                    "id": f"{block['data']}.{model}.{block['recipe']}.{label}.s{seed}",
+                    "spec": {k: block[k] for k in ("data", "recipe")} | {"model": model, "masking": masking, "seed": seed},
+                }
+
+
+def checkpoint_variant(checkpoint: dict) -> dict:
+    """The part of a metric row's variant that a checkpoint's spec fixes."""
+    masking = checkpoint.get("masking")
+    if masking is None:
+        return {}
+    variant = {"recipe": checkpoint["recipe"], "scheme": masking["scheme"]}
+    if masking["scheme"] != "none":
+        variant["corruption"] = masking["corruption"]
+        variant["prediction"] = masking.get("prediction", masking["corruption"])
+        variant["replacement"] = masking.get("replacement", "mask")
+    return variant
+
+
+def _variant(config: dict, checkpoint: dict, arm: dict) -> dict:
+    variant = {"model": checkpoint["model"], "pretraining": checkpoint["name"], **checkpoint_variant(checkpoint["spec"])}
+    variant |= {"task": arm["task"], "method": arm["method"], "prompt": arm.get("prompt", True)}
+    if "labels" in arm:
+        variant["labels"] = arm["labels"]
+    if "num_demonstrations" in arm:
+        variant["num_demonstrations"] = arm["num_demonstrations"]
+    if arm["method"] in ("mezo", "backprop"):
+        recipe = config["recipes"][arm["recipe"]]
+        variant |= {"parameters": arm.get("parameters", "full"), "objective": arm.get("objective", "loss")}
+        variant |= {"steps": recipe["num_train_steps"]}
+        if arm["method"] == "mezo":
+            variant |= {"optimizer": recipe.get("optimizer", "sgd"), "directions": recipe.get("num_directions", 1)}
+            variant |= {"estimator": recipe.get("estimator", "spsa")}
+    return variant
+
+
+def _kind(method: str) -> str:
+    """The rule that runs a method."""
+    return method if method in ("mezo", "backprop") else "prompt"

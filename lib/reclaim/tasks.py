@@ -1,0 +1,72 @@
+"""Few-shot tasks: which rows a run trains, selects and tests on, all functions of the task and a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from reclaim.data import load_info, load_split
+from reclaim.sampling import balanced, evaluation_sample, kshot, mezo_split
+from reclaim.seeding import derive
+
+
+@dataclass(frozen=True)
+class FewShotSet:
+    """One training set of a task with its development rows; `number` counts the sets of a seed from 0."""
+
+    number: int
+    train: pd.DataFrame
+    dev: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's canonical rows. `train` is what few-shot sets are drawn from, `test` what every arm is tested on."""
+
+    kind: str
+    label_names: list[str]
+    train: pd.DataFrame | None
+    dev: pd.DataFrame | None
+    test: pd.DataFrame
+
+
+def load_task(task: dict, folder: str | Path) -> TaskData:
+    """Read a task's data; `test_rows` keeps a seeded sample of the test rows, the same for every arm and seed."""
+    info = load_info(folder)
+    splits = {split: load_split(folder, split) if split in info["rows"] else None for split in ("train", "dev", "test")}
+    if "test_rows" in task:
+        chosen = np.sort(evaluation_sample(len(splits["test"]), size=task["test_rows"]))
+        splits["test"] = splits["test"].iloc[chosen].reset_index(drop=True)
+    return TaskData(info["kind"], info["label_names"], **splits)
+
+
+def few_shot_sets(task: dict, data: TaskData, seed: int, shuffle_labels: bool = False) -> Iterator[FewShotSet]:
+    """Draw the training sets that a task asks for at a seed.
+
+    `random`: `size` rows without regard to class. `per_class`: `k` rows a class. `kshot`: LM-BFF's rule, with as many dev rows.
+    `subset`: MeZO's rule for OPT. Development rows come from the training split and are disjoint from the training rows.
+    With `shuffle_labels` the training labels are permuted (a null control); development and test labels are not.
+    """
+    rule, train = task["few_shot"], data.train
+    for number in range(rule.get("sets", 1)):
+        # Official rules take the seed as it is, so that their draws can be compared with the original's.
+        set_seed = derive(seed, "few_shot", number)
+        n_dev = rule.get("dev", 0)
+        if rule["sampling"] == "random":
+            order = np.random.default_rng(set_seed).permutation(len(train))
+            rows, dev_rows = order[: rule["size"]], order[rule["size"] : rule["size"] + n_dev]
+        elif rule["sampling"] == "per_class":
+            rows, dev_rows = balanced(train["label"].tolist(), rule["k"], set_seed, n_dev)
+        elif rule["sampling"] == "kshot":
+            rows, dev_rows = kshot(train["label"].tolist(), rule["k"], seed + number)
+        else:
+            rows, dev_rows = mezo_split(len(train), rule["size"], n_dev, seed + number)
+        chosen = train.iloc[rows].reset_index(drop=True)
+        if shuffle_labels:
+            permuted = np.random.default_rng(derive(seed, "shuffled labels", number)).permutation(chosen["label"].to_numpy())
+            chosen = chosen.assign(label=permuted)
+        yield FewShotSet(number, chosen, train.iloc[dev_rows].reset_index(drop=True))

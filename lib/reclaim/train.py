@@ -1,0 +1,222 @@
+"""The one backprop loop: pre-training, fine-tuning and every baseline that needs a gradient go through `train`.
+
+No framework: a batch function that can be asked for any step, a loss function, an optimiser, a schedule. Because batches are
+a function of the step, and dropout is re-seeded at each step, a run that was interrupted and resumed from its last saved
+state equals an uninterrupted run bit for bit on CPU.
+
+The loss of an update is the sum over all its micro-batches divided by the total number of predictions (as in fairseq), not a
+mean of means: gradient accumulation with unequal counts equals one large batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from reclaim.errors import InputError
+from reclaim.io import atomic_path
+from reclaim.optim.fairseq_adam import FairseqAdam
+from reclaim.schedules import learning_rate_at
+from reclaim.seeding import derive
+
+log = logging.getLogger(__name__)
+
+LossFunction = Callable[[Any], tuple[torch.Tensor, int]]
+"""Micro-batch -> (sum of the loss over its predictions, number of predictions)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters of one training run, under the names of `transformers.TrainingArguments` where it has them."""
+
+    num_train_steps: int = 0
+    per_device_train_batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-3
+    lr_scheduler_type: str = "linear"
+    warmup_ratio: float = 0.0
+    warmup_steps: int | None = None
+    optimizer: str = "adamw"
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 0.0
+    precision: str = "float32"
+
+    @classmethod
+    def from_config(cls, values: dict, place: str = "recipe") -> Recipe:
+        """Build a recipe from config values; unknown keys are refused."""
+        known = {f.name for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise InputError(f"{place}.{key}", "an unknown key", f"one of {', '.join(sorted(known))}")
+        values = dict(values)
+        if "adam_betas" in values:
+            values["adam_betas"] = tuple(values["adam_betas"])
+        return cls(**values)
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """`warmup_steps` where it is given, else the share `warmup_ratio` of all steps, rounded down."""
+        return int(self.warmup_ratio * self.num_train_steps) if self.warmup_steps is None else self.warmup_steps
+
+
+@dataclass
+class History:
+    """What a run recorded: the mean loss (nats) and learning rate of each update, evaluations, and the work done."""
+
+    loss: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    predictions: int = 0
+    forward_passes: int = 0
+
+
+def epoch_batches(num_rows: int, batch_size: int, seed: int) -> Callable[[int], tuple[int, np.ndarray]]:
+    """Give a function from step (from 0) to (epoch, row indices): one permutation an epoch, any step in any order.
+
+    The last rows of an epoch that do not fill a batch are left out of that epoch; a set smaller than one batch is one batch.
+    """
+    batch_size = min(batch_size, num_rows)
+    per_epoch = num_rows // batch_size
+    permutations: dict[int, np.ndarray] = {}
+
+    def batch(step: int) -> tuple[int, np.ndarray]:
+        epoch, position = divmod(step, per_epoch)
+        if epoch not in permutations:
+            permutations.clear()
+            permutations[epoch] = np.random.default_rng(derive(seed, "order", epoch)).permutation(num_rows)
+        return epoch, permutations[epoch][position * batch_size : (position + 1) * batch_size]
+
+    return batch
+
+
+def build_optimizer(parameters: Sequence[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimiser a recipe names. Weight decay is decoupled and falls on all parameters, norms and biases too."""
+    settings = {"lr": recipe.learning_rate, "betas": recipe.adam_betas, "eps": recipe.adam_epsilon}
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, weight_decay=recipe.weight_decay, fused=True, **settings)
+    if recipe.optimizer == "fairseq_adam":
+        return FairseqAdam(parameters, weight_decay=recipe.weight_decay, **settings)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    raise InputError("recipe.optimizer", repr(recipe.optimizer), "adamw, fairseq_adam or sgd")
+
+
+def train(
+    model: torch.nn.Module,
+    batches: Callable[[int], Sequence[Any]],
+    loss_function: LossFunction,
+    recipe: Recipe,
+    *,
+    seed: int,
+    state_path: str | Path | None = None,
+    run: str = "",
+    save_seconds: float = 60.0,
+    evaluate: Callable[[int], dict[str, float]] | None = None,
+    eval_steps: int = 0,
+    progress: Callable[[range], Any] = iter,
+) -> History:
+    """Train the parameters of `model` that require a gradient, in place, for `recipe.num_train_steps` updates.
+
+    `batches(step)` gives the micro-batches of an update, `loss_function(micro_batch)` its summed loss and count. With
+    `eval_steps`, `evaluate(step)` is called after every so many updates and after the last, in eval mode, and its figures
+    are kept in the history. With `state_path` the state is written there at most every `save_seconds`, a state found there is
+    resumed from if it names the same `run` (whatever identifies it: parameters, data, code), recipe and seed, and the file is
+    removed at the end. `progress` wraps the range of steps (tqdm or the job's own).
+
+    Raises `InputError` when the loss stops being finite (it names the step).
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = build_optimizer(parameters, recipe)
+    history = History()
+    state_path = Path(state_path) if state_path else None
+    identity = f"{run} {recipe} seed={seed}"
+    start = _resume(state_path, model, optimizer, history, identity) if state_path else 0
+    device_type = parameters[0].device.type
+    last_save = time.monotonic()
+    with torch.random.fork_rng():
+        for step in progress(range(start, recipe.num_train_steps)):
+            model.train()
+            torch.manual_seed(derive(seed, "dropout", step))
+            rate = learning_rate_at(
+                step, recipe.learning_rate, recipe.num_train_steps, recipe.num_warmup_steps, recipe.lr_scheduler_type
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            total, count = 0.0, 0
+            for micro_batch in batches(step):
+                with torch.autocast(device_type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                    loss, predictions = loss_function(micro_batch)
+                if predictions:
+                    loss.backward()
+                    total, count = total + loss.item(), count + predictions
+                history.forward_passes += 1
+            if count:
+                if not math.isfinite(total):
+                    raise InputError(
+                        f"training step {step}", f"a loss of {total}", "a finite loss", "Lower the learning rate."
+                    )
+                _scale_and_clip(parameters, 1.0 / count, recipe.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            history.loss.append(total / count if count else 0.0)
+            history.learning_rate.append(rate)
+            history.predictions += count
+            done = step + 1
+            if eval_steps and evaluate and (done % eval_steps == 0 or done == recipe.num_train_steps):
+                model.eval()
+                history.evaluations.append({"step": done, **evaluate(done)})
+            if state_path and time.monotonic() - last_save >= save_seconds and done < recipe.num_train_steps:
+                _save(state_path, model, optimizer, history, identity, done)
+                last_save = time.monotonic()
+    model.eval()
+    if state_path:
+        state_path.unlink(missing_ok=True)
+    return history
+
+
+def _scale_and_clip(parameters: Sequence[torch.nn.Parameter], scale: float, max_norm: float) -> None:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    torch._foreach_mul_(gradients, scale)
+    if max_norm > 0:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def _save(path: Path, model, optimizer, history: History, identity: str, step: int) -> None:
+    state = {
+        "identity": identity,
+        "step": step,
+        "model": {name: value for name, value in model.named_parameters() if value.requires_grad},
+        "optimizer": optimizer.state_dict(),
+        "history": vars(history),
+    }
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _resume(path: Path, model, optimizer, history: History, identity: str) -> int:
+    """Load a saved state into its places and give the number of steps done; the state of another run is passed over."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True, map_location=next(model.parameters()).device)
+    if state["identity"] != identity:
+        log.info("%s holds the state of another run; starting anew", path)
+        return 0
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in state["model"].items():
+            named[name].copy_(value)
+    optimizer.load_state_dict(state["optimizer"])
+    for name, value in state["history"].items():
+        setattr(history, name, value)
+    log.info("resumed at step %d from %s", state["step"], path)
+    return state["step"]

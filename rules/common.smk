@@ -1,0 +1,71 @@
+# The configuration, checked and expanded once; look-ups that the stages share. Paths in `script:` are relative to rules/.
+import os
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from reclaim.config import check_config
+from reclaim.errors import InputError
+from reclaim.plan import make_plan
+from reclaim.provenance import fingerprint, verify_cache
+
+BASE = Path(workflow.basedir)
+
+try:
+    check_config(config, BASE / "schemas" / "config.schema.json")
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS = config["results"]
+STATE = f"{RESULTS}/.state"
+PLAN = make_plan(config)
+
+
+wildcard_constraints:
+    dataset="[^/]+",
+    tokenizer="[^/]+",
+    model="[^/]+",
+    checkpoint="[^/]+",
+    paper="[a-z_]+",
+    experiment="[a-z_]+",
+    job="[^/]+",
+
+
+# What a rule asks for where the config's `resources` does not say otherwise. `mem_mb` and `runtime` (minutes) grow with
+# each attempt.
+DEMANDS = {
+    "default": {"threads": 1, "mem_mb": 1500, "runtime": 10, "gpu": 0},
+    "pretrain": {"mem_mb": 2000, "runtime": 30},
+    "finetune": {"mem_mb": 2000, "runtime": 30},
+    "memory": {"mem_mb": 3000, "runtime": 20},
+}
+
+
+def demand(rule, key):
+    """What a rule asks for: the config's word, else the rule's default, else everybody's."""
+    asked = config.get("resources", {})
+    for table in (asked.get(rule, {}), DEMANDS.get(rule, {}), asked.get("default", {}), DEMANDS["default"]):
+        if key in table:
+            return table[key]
+
+
+def growing(rule, key):
+    """A resource that doubles with each attempt."""
+    return lambda wildcards, attempt: demand(rule, key) * 2 ** (attempt - 1)
+
+
+def code(script):
+    """Fingerprint of a script and of all it imports inside the package: an edit there reruns the rule's jobs."""
+    return fingerprint(f"scripts/{script}")
+
+
+def model_folder(model, checkpoint_id=None):
+    """Where a job finds its model: a checkpoint made here, or a model fetched from the Hub or a local folder."""
+    return f"{RESULTS}/checkpoints/{checkpoint_id}" if checkpoint_id else f"{RESULTS}/models/{model}"
+
+
+# Snakemake's cache between workflows trusts its entries; entries that changed since they were stored are removed here, before
+# any job could be served one.
+if os.environ.get("SNAKEMAKE_OUTPUT_CACHE") and workflow.is_main_process:
+    for entry in verify_cache(os.environ["SNAKEMAKE_OUTPUT_CACHE"]):
+        print(f"cache: {entry} was damaged; removed, it will be made again", file=sys.stderr)

@@ -1,0 +1,62 @@
+# claims -> report
+
+
+rule claims:
+    input:
+        claims=BASE / "claims.yaml",
+        schema=BASE / "schemas" / "claims.schema.json",
+        metrics=f"{RESULTS}/metrics.parquet",
+        items=f"{RESULTS}/items.parquet",
+        costs=f"{RESULTS}/costs.parquet",
+    output:
+        claims=report(
+            f"{RESULTS}/claims.parquet",
+            caption="../report/claims.rst",
+            category="Claims",
+        ),
+    params:
+        code=code("decide_claims.py"),
+    log:
+        f"{RESULTS}/logs/claims.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/claims.tsv"
+    threads: demand("claims", "threads")
+    resources:
+        mem_mb=growing("claims", "mem_mb"),
+        runtime=growing("claims", "runtime"),
+        gpu=demand("claims", "gpu"),
+    conda:
+        "../envs/data.yaml"
+    script:
+        "../scripts/decide_claims.py"
+
+
+rule page:
+    input:
+        claims=f"{RESULTS}/claims.parquet",
+        metrics=f"{RESULTS}/metrics.parquet",
+        costs=f"{RESULTS}/costs.parquet",
+        curves=f"{RESULTS}/curves.parquet",
+        template=BASE / "report" / "report.html.j2",
+    output:
+        page=report(
+            f"{RESULTS}/report.html",
+            caption="../report/page.rst",
+            category="Report",
+        ),
+    params:
+        config=config,
+        code=code("build_report.py"),
+    log:
+        f"{RESULTS}/logs/page.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/page.tsv"
+    threads: demand("page", "threads")
+    resources:
+        mem_mb=growing("page", "mem_mb"),
+        runtime=growing("page", "runtime"),
+        gpu=demand("page", "gpu"),
+    conda:
+        "../envs/report.yaml"
+    script:
+        "../scripts/build_report.py"
