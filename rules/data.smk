@@ -64,6 +64,7 @@ rule pmi:
         vocabulary=f"{RESULTS}/pmi/{{dataset}}.parquet",
         cost=f"{RESULTS}/costs/pmi/{{dataset}}.json",
     params:
+        spec=lambda wildcards: config["pmi"][wildcards.dataset],
         code=code("build_pmi.py"),
     cache: True
     log:

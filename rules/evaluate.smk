@@ -75,24 +75,12 @@ rule measure_memory:
         "../scripts/measure_memory.py"
 
 
-def trajectory_inputs(wildcards):
-    model = PLAN.measurements[f"{wildcards.paper}/{wildcards.experiment}"]["model"]
-    return f"{RESULTS}/tokenizers/{config['models'][model]['tokenizer']}"
-
-
-def trajectory_spec(wildcards):
-    spec = PLAN.measurements[f"{wildcards.paper}/{wildcards.experiment}"]
-    return {**spec, "model_name": spec["model"], "model": config["models"][spec["model"]]}
-
-
 rule measure_trajectory:
-    input:
-        tokenizer=trajectory_inputs,
     output:
         metrics=f"{RESULTS}/measure/{{paper}}/{{experiment}}/trajectory.parquet",
         cost=f"{RESULTS}/costs/trajectory/{{paper}}.{{experiment}}.json",
     params:
-        spec=trajectory_spec,
+        spec=lambda wildcards: PLAN.measurements[f"{wildcards.paper}/{wildcards.experiment}"],
         code=code("measure_trajectory.py"),
     log:
         f"{RESULTS}/logs/trajectory/{{paper}}.{{experiment}}.log",

@@ -13,6 +13,7 @@ from jsonschema.exceptions import ValidationError, best_match
 from reclaim.architectures import ARCHITECTURES
 from reclaim.data import check_spec
 from reclaim.errors import InputError
+from reclaim.prompting import get_template
 
 METHODS_WITHOUT_TRAINING = ("zero_shot", "calibrated", "icl")
 
@@ -80,6 +81,7 @@ def check_config(config: dict, schema_path: Path) -> None:
     for name, task in config["tasks"].items():
         _must_exist(config, "data", task["data"], f"tasks.{name}.data")
         _check_task(config, name, task)
+        _check_templates(name, task)
     for chosen in config["run"]:
         paper, _, experiment = chosen.partition("/")
         if experiment not in config["experiments"].get(paper, {}):
@@ -87,11 +89,8 @@ def check_config(config: dict, schema_path: Path) -> None:
             raise InputError("config: run", repr(chosen), f"one of {', '.join(known)}")
     for paper, experiments in config["experiments"].items():
         for name, experiment in experiments.items():
-            place = f"experiments.{paper}.{name}"
-            if experiment.get("kind") == "trajectory":
-                _must_exist(config, "models", experiment["model"], f"{place}.model")
-            elif "kind" not in experiment:
-                _check_experiment(config, place, experiment)
+            if "kind" not in experiment:
+                _check_experiment(config, f"experiments.{paper}.{name}", experiment)
 
 
 def listed(value: Any) -> list:
@@ -125,6 +124,11 @@ def _check_task(config: dict, name: str, task: dict) -> None:
         raise InputError(f"config: tasks.{name}.few_shot", "no train split to sample from", "a data set with one")
 
 
+def _check_templates(name: str, task: dict) -> None:
+    for family, spec in task.get("templates", {}).items():
+        get_template(spec, family, f"config: tasks.{name}.templates.{family}")
+
+
 def _check_experiment(config: dict, place: str, experiment: dict) -> None:
     families = set()
     for index, checkpoint in enumerate(experiment["checkpoints"]):
@@ -138,6 +142,8 @@ def _check_experiment(config: dict, place: str, experiment: dict) -> None:
                     f"config: {where}", f"the model {model!r}, which starts from scratch", "the keys data, recipe, masking"
                 )
             for masking in checkpoint.get("masking", []):
+                if masking["scheme"] == "pmi" and checkpoint.get("data") not in config.get("pmi", {}):
+                    raise InputError(f"config: {where}.masking", "the scheme pmi", f"an entry of `pmi` for {checkpoint.get('data')!r}")
                 _check_masking(config, where, model, masking)
         if "data" in checkpoint:
             _must_exist(config, "data", checkpoint["data"], f"{where}.data")
@@ -162,10 +168,9 @@ def _check_experiment(config: dict, place: str, experiment: dict) -> None:
                     raise InputError(
                         f"config: tasks.{task_name}.few_shot", "no dev rows", f"some: {arm['recipe']} selects on them"
                     )
-            templates = task.get("templates")
-            if arm.get("prompt", True) and not isinstance(templates, str):
+            if arm.get("prompt", True):
                 for model, family in sorted(families):
-                    if family not in (templates or {}):
+                    if family not in task.get("templates", {}):
                         raise InputError(
                             f"config: tasks.{task_name}.templates",
                             f"no template for {family} models such as {model!r}",

@@ -95,8 +95,6 @@ def pretraining_metrics(checkpoint: dict, training: dict, reference_loss: dict[s
         ("input_tokens", training["input_tokens"], "count"),
         ("forward_passes", training["forward_passes"], "count"),
     ]
-    if "pmi_coverage" in training:
-        rows.append(("pmi_coverage", training["pmi_coverage"], "fraction"))
     reference = reference_loss.get(f"{checkpoint['masking']['corruption']:g}")
     if reference is not None:
         plateau = training["unigram_entropy"]

@@ -1,0 +1,75 @@
+"""A faulty configuration ends in one message that names the key; a good one passes."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reclaim.config import check_config
+from reclaim.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = ROOT / "schemas" / "config.schema.json"
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def merge(base, overlay):
+    for key, value in overlay.items():
+        base[key] = merge(base.get(key, {}), value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+    return base
+
+
+def changed(path, value):
+    config = copy.deepcopy(CONFIG)
+    place = config
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return config
+
+
+def test_the_default_passes():
+    check_config(CONFIG, SCHEMA)
+
+
+@pytest.mark.parametrize("overlay", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
+def test_every_overlay_passes(overlay, monkeypatch):
+    monkeypatch.setenv("RECLAIM_DATA", "/nowhere")
+    config = merge(copy.deepcopy(CONFIG), yaml.safe_load((ROOT / "config" / overlay).read_text()))
+    check_config(config, SCHEMA)
+
+
+RATES = ("experiments", "mlm_masking", "rates")
+METHODS = ("experiments", "mezo", "methods")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "place"),
+    [
+        (("surprise",), 1, "config: surprise"),
+        (("models", "medium", "width"), 64, "models.medium.width"),
+        (("models", "medium", "tokenizer"), "absent", "models.medium.tokenizer"),
+        (("recipes", "long", "num_train_steps"), "many", "recipes.long.num_train_steps"),
+        (("recipes", "long", "learning_rate"), -1, "recipes.long.learning_rate"),
+        ((*RATES, "seeds"), [], "experiments.mlm_masking.rates.seeds"),
+        ((*RATES, "seeds"), [1, 1], "experiments.mlm_masking.rates.seeds"),
+        ((*RATES, "checkpoints", 0, "masking", 1, "corruption"), 1.0, "masking[1].corruption"),
+        ((*RATES, "checkpoints", 0, "masking", 1, "corruption"), 0, "masking[1].corruption"),
+        ((*RATES, "checkpoints", 0, "masking", 1, "prediction"), 0.9, "checkpoints[0].masking"),
+        ((*RATES, "checkpoints", 0, "masking", 1, "scheme"), "whole", "masking[1].scheme"),
+        ((*RATES, "arms", 0, "recipe"), "absent", "arms[0].recipe"),
+        ((*RATES, "arms", 0, "prompt"), True, "tasks.topics.templates"),
+        ((*METHODS, "arms", 2, "task"), "absent", "arms[2].task"),
+        (("tasks", "last", "few_shot"), {"sampling": "per_class", "k": 64}, "tasks.last.few_shot"),
+        (("tasks", "last", "templates", "masked", "template"), "no mask here", "tasks.last.templates.masked"),
+        (("data", "idioms", "source"), "web", "data.idioms.source"),
+        (("run",), ["mezo/absent"], "config: run"),
+        (("run",), [], "config: run"),
+    ],
+)
+def test_a_fault_is_named(path, value, place):
+    with pytest.raises(InputError) as caught:
+        check_config(changed(path, value), SCHEMA)
+    assert place in str(caught.value)
+    assert "found" in str(caught.value) and "expected" in str(caught.value)

@@ -1,0 +1,61 @@
+"""The plan: what is shared, what a seed adds, how names follow from what they name."""
+
+import copy
+from pathlib import Path
+
+import yaml
+
+from reclaim.plan import make_plan, masking_name
+
+CONFIG = yaml.safe_load((Path(__file__).parents[2] / "config.yaml").read_text())
+
+
+def with_seeds(seeds):
+    config = copy.deepcopy(CONFIG)
+    config["experiments"]["mlm_masking"]["rates"]["seeds"] = seeds
+    return make_plan(config)
+
+
+def test_a_new_seed_adds_only_its_own_checkpoints_and_jobs():
+    before, after = with_seeds([1, 2]), with_seeds([1, 2, 3])
+    for table in ("checkpoints", "jobs"):
+        old, new = getattr(before, table), getattr(after, table)
+        assert all(new[name] == spec for name, spec in old.items())
+        added = set(new) - set(old)
+        assert added and all(name.endswith(".s3") for name in added)
+
+
+def test_experiments_share_a_checkpoint_of_equal_spec():
+    plan = make_plan(CONFIG)
+    methods = set(plan.evaluations["mezo/methods"]["checkpoints"])
+    rates = set(plan.evaluations["mezo/masking_rates"]["checkpoints"])
+    assert {name for name in methods & rates if "uniform-0.3" in name}
+
+
+def test_run_chooses_what_is_made():
+    config = {**CONFIG, "run": ["mezo/methods"]}
+    plan = make_plan(config)
+    assert list(plan.evaluations) == ["mezo/methods"]
+    assert not any(name.startswith("idioms") for name in plan.checkpoints)
+
+
+def test_every_arm_of_every_seed_has_a_job():
+    plan = make_plan(CONFIG)
+    experiment = CONFIG["experiments"]["mlm_masking"]["rates"]
+    arms = [arm for name in plan.evaluations["mlm_masking/rates"]["jobs"] for arm in plan.jobs[name]["arms"]]
+    assert len(arms) == len(experiment["seeds"]) * len(experiment["checkpoints"][0]["masking"])
+    per_arm = make_plan({**CONFIG, "jobs": "per_arm"})
+    assert all(len(job["arms"]) == 1 for job in per_arm.jobs.values())
+    assert sum(len(job["arms"]) for job in plan.jobs.values()) == len(per_arm.jobs)
+
+
+def test_masking_names_differ_where_the_masking_does():
+    maskings = [
+        {"scheme": "none"},
+        {"scheme": "uniform", "corruption": 0.4},
+        {"scheme": "uniform", "corruption": 0.401},
+        {"scheme": "uniform", "corruption": 0.4, "prediction": 0.2},
+        {"scheme": "uniform", "corruption": 0.4, "replacement": "80-10-10"},
+        {"scheme": "span", "corruption": 0.4},
+    ]
+    assert len({masking_name(masking) for masking in maskings}) == len(maskings)
