@@ -1,0 +1,123 @@
+"""Perturbation that writes no stored weight: w + eps z is built in the forward, one layer at a time.
+
+In bfloat16 and float16, adding eps z and taking it away again does not give the weight back, and the rounding errors
+add up to a random walk larger than the training signal. So the weight of a Linear or Embedding layer is replaced while
+that layer runs by w + eps z, computed in float32, rounded once, and held in one reused buffer of the largest such
+weight. Every other trainable tensor (norms, biases, and weights that a module reads without calling their layer, such
+as the output projection of torch's MultiheadAttention) is perturbed in place and put back from a saved copy.
+
+A layer whose weight is ALSO read from outside its own forward would be seen unperturbed there. Tied layers are safe
+when each is called as a layer, which is how transformers ties embeddings.
+
+Differences from the paper: Algorithm 1 perturbs and restores in place at every precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from reclaim.optim.streams import Direction, Scratch, Slot, compute_dtype
+
+
+def _builds_in_forward(layer: nn.Module) -> bool:
+    """Whether the layer's weight is read in its own forward and nowhere else."""
+    if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False  # nn.MultiheadAttention reads it without calling the layer
+    # Conv1D: GPT-2's linear layer in transformers, matched by name so that transformers need not be imported.
+    return isinstance(layer, nn.Linear | nn.Embedding) or type(layer).__name__ == "Conv1D"
+
+
+class JustInTime:
+    """Makes the layers of `module` compute with w + scale z while `perturbed` is open.
+
+    module: the model that the closure runs, or None: then every slot is perturbed from a saved copy, which costs as
+    much memory as the trainable weights.
+    """
+
+    def __init__(self, module: nn.Module | None, slots: Sequence[Slot], scratch: Scratch):
+        self.slots, self.scratch = slots, scratch
+        owners: dict[int, list[tuple[nn.Module, str]]] = {}
+        for layer in module.modules() if module is not None else ():
+            for name, parameter in layer.named_parameters(recurse=False):
+                owners.setdefault(id(parameter), []).append((layer, name))
+        self.layers: dict[nn.Module, list[tuple[str, int]]] = {}
+        self.copied: list[int] = []
+        for index, slot in enumerate(slots):
+            places = owners.get(id(slot.parameter), [])
+            if slot.parameter.dim() > 1 and places and all(_builds_in_forward(layer) for layer, _ in places):
+                for layer, name in places:
+                    self.layers.setdefault(layer, []).append((name, index))
+            else:
+                self.copied.append(index)
+        self._built: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+
+    @contextmanager
+    def perturbed(self, direction: Direction, scale: float) -> Iterator[None]:
+        """Run the block with w + scale * z in place of w. The stored weights are the same bits before and after."""
+        with ExitStack() as stack:
+            for index in self.copied:
+                flat = self.slots[index].flat()
+                stack.callback(flat.copy_, flat.clone())
+                self._write(index, direction, scale, flat)
+            for layer, weights in self.layers.items():
+                originals = {name: layer._parameters[name] for name, _ in weights}
+                stack.callback(layer._parameters.update, originals)
+
+                def build(layer, _args, weights=weights):
+                    layer._parameters.update({name: self._build(k, direction, scale) for name, k in weights})
+
+                def put_back(layer, _args, _output, originals=originals):
+                    layer._parameters.update(originals)
+
+                stack.callback(layer.register_forward_pre_hook(build).remove)
+                stack.callback(layer.register_forward_hook(put_back, always_call=True).remove)
+            yield
+
+    def _build(self, index: int, direction: Direction, scale: float) -> torch.Tensor:
+        parameter = self.slots[index].parameter
+        key = parameter.dtype, parameter.device
+        if key not in self._built:
+            weights = {k for layer in self.layers.values() for _, k in layer}
+            sizes = [p.numel() for p in (self.slots[k].parameter for k in weights) if (p.dtype, p.device) == key]
+            self._built[key] = torch.empty(max(sizes), dtype=parameter.dtype, device=parameter.device)
+        flat = self._built[key][: parameter.numel()]
+        self._write(index, direction, scale, flat)
+        return flat.view(parameter.shape)
+
+    def _write(self, index: int, direction: Direction, scale: float, target: torch.Tensor) -> None:
+        """target <- w + scale * z, computed in the precision of z and rounded once."""
+        slot = self.slots[index]
+        stored = slot.flat()
+        for start, stop, z in direction.chunks(index):
+            target[start:stop] = z.mul_(scale * slot.perturb_scale).add_(stored[start:stop])
+
+
+def round_to(work: torch.Tensor, target: torch.Tensor, generator: torch.Generator | None, scratch: Scratch) -> None:
+    """Write `work` (float32) into `target` (bfloat16 or float16), both of one dimension.
+
+    With a generator, rounding is stochastic: to one of the two neighbours with the probability that makes the
+    expectation exact. An update smaller than half a unit in the last place, which rounding to nearest always loses,
+    then counts on average. A value that `target` can hold is kept exactly in either way.
+    """
+    target.copy_(work)
+    if generator is None:
+        return
+    nearest = scratch.take("nearest", work.numel(), work.dtype, work.device).copy_(target)
+    residual = work.sub_(nearest)
+    bits = target.view(torch.int16)
+    # Sign and magnitude: one more is the neighbour away from zero, one less the neighbour towards it; the neighbours
+    # of zero are the smallest number of either sign (0x0001 and 0x8001).
+    neighbour = torch.where((residual < 0) == (nearest < 0), bits + 1, bits - 1)
+    neighbour = torch.where(nearest == 0, torch.where(residual < 0, -0x7FFF, 1).to(torch.int16), neighbour)
+    gap = neighbour.view(target.dtype).to(work.dtype).sub_(nearest)
+    chance = scratch.take("chance", work.numel(), work.dtype, work.device).uniform_(generator=generator)
+    bits.copy_(torch.where(residual.div_(gap) > chance, neighbour, bits))
+
+
+def needs_just_in_time(slots: Sequence[Slot]) -> bool:
+    """Whether any slot is of half precision, where restoring in place drifts."""
+    return any(compute_dtype(slot.parameter.dtype) != slot.parameter.dtype for slot in slots)
