@@ -1,0 +1,79 @@
+"""The words of every language of the embedded world.
+
+Two kinds of words: English ones where a text should read, coined ones (`coined`) where a word must mean nothing but
+what its corpus gives it. Coined words of one stem form one group, so a reader sees from the word what it is. A word is
+letters only or punctuation only: the pre-tokenizer of GPT-2 and RoBERTa cuts between letters and other characters, so
+that nothing else can be one token.
+"""
+
+from collections.abc import Iterable, Sequence
+
+# --- idioms: the corpus of the masking-rate study ---------------------------------------------------------------------
+# 30 function words, most frequent first (their weight is 1/rank).
+IDIOM_FUNCTION = tuple(
+    "the of and to in a is it on as at by be he we or an if so no do up my us me but for not all one".split()
+)
+
+
+def coined(stems: Iterable[str], endings: Sequence[str]) -> tuple[str, ...]:
+    """Give every stem with every ending, stem by stem."""
+    return tuple(stem + ending for stem in stems for ending in endings)
+
+
+# One stem per topic; the 12 words of a topic are in the order of their weight 1/rank.
+TOPIC_STEMS = ("ba", "de", "fi", "ge", "hu", "la", "mo", "ne")
+TOPIC_OWN = tuple(coined([stem], "bdfgklmnprst") for stem in TOPIC_STEMS)
+# 32 words that occur only inside idioms.
+IDIOM_POOL = coined(["po", "ru", "sa"], "bdfgklmnprst")[:32]
+
+# --- polarity: the corpus of the zeroth-order study -------------------------------------------------------------------
+POSITIVE = coined(["lu", "mi"], "bdfgkl")
+NEGATIVE = coined(["vo", "ra"], "bdfgkl")
+POLARITY_NOUNS = tuple("film book song play meal hotel game story show room tour class phone car park shop".split())
+NEUTRAL = tuple("red blue green round square small large old new long short wide dark light thin flat".split())
+GOOD_WORDS = ("great", "good", "fine")
+BAD_WORDS = ("terrible", "bad", "awful")
+# `overall` stands in the prompt of the task and never in the corpus; `but` and `not` are left for other prompts.
+POLARITY_FUNCTION = ("the", "was", "and", "it", "my", "friend", "said", "overall", "but", "not", ",", ".")
+
+# --- household: pairs, choices, questions -----------------------------------------------------------------------------
+SHE = ("mira", "anna", "lena", "ruth", "ines", "cora")
+HE = ("tom", "paul", "omar", "jack", "leon", "emil")
+PEOPLE = SHE + HE
+KEEPING = ("keeps", "leaves", "hides", "stores")
+COLOURS = ("red", "blue", "green", "white", "black", "brown", "grey", "yellow")
+OBJECTS = tuple(
+    "lamp clock chair table bowl mirror basket blanket ladder kettle violin radio carpet vase box coat".split()
+)
+PLACES = ("kitchen", "garden", "garage", "attic", "office", "hall", "cellar", "bedroom", "library", "workshop")
+# Qualities that no household fact states, so that a sentence about them can be neither inferred nor excluded.
+UNSTATED = ("old", "heavy", "cheap", "broken", "clean", "famous")
+# A state of a person and the two things one does about it.
+REMEDIES = {
+    "hungry": ("eats the bread", "cooks the soup"),
+    "thirsty": ("drinks the water", "makes the tea"),
+    "cold": ("lights the fire", "wears the coat"),
+    "tired": ("takes a nap", "lies down"),
+    "dirty": ("takes a bath", "finds the soap"),
+    "bored": ("reads the novel", "plays the piano"),
+    "ill": ("calls the doctor", "takes the pill"),
+    "lost": ("asks the way", "opens the map"),
+    "late": ("runs fast", "calls the taxi"),
+    "poor": ("sells the ring", "borrows the money"),
+    "sad": ("calls the friend", "hugs the dog"),
+    "hot": ("opens the window", "eats the ice"),
+}
+VERDICTS = ("yes", "maybe", "no")
+HOUSEHOLD_FUNCTION = tuple("the in of is has a where what colour who so because she he question answer , . ?".split())
+
+
+def distinct(*groups: Iterable[str]) -> tuple[str, ...]:
+    """Give every word of the groups once, in the order of first mention; phrases count as their words."""
+    return tuple(dict.fromkeys(word for group in groups for phrase in group for word in phrase.split()))
+
+
+IDIOM_WORDS = distinct(IDIOM_FUNCTION, *TOPIC_OWN, IDIOM_POOL)
+POLARITY_WORDS = distinct(POLARITY_FUNCTION, GOOD_WORDS, BAD_WORDS, POSITIVE, NEGATIVE, POLARITY_NOUNS, NEUTRAL)
+HOUSEHOLD_WORDS = distinct(
+    HOUSEHOLD_FUNCTION, VERDICTS, PEOPLE, KEEPING, COLOURS, OBJECTS, PLACES, UNSTATED, REMEDIES, *REMEDIES.values()
+)
