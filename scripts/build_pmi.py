@@ -8,6 +8,6 @@ with job(snakemake) as context:
     from reclaim.pmi import build_vocabulary, count_ngrams, score_ngrams
 
     spec = snakemake.params.spec
-    lines = (text.split() for text in iter_texts(snakemake.input.data, "train"))
+    lines = (text.split() for text in iter_texts(snakemake.input.data, ["train"]))
     scores = score_ngrams(count_ngrams(lines, count_above=spec["count_above"]), power=spec["power"])
     write_parquet(build_vocabulary(scores, size=spec["size"]), snakemake.output.vocabulary)

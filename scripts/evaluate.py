@@ -7,7 +7,7 @@ with job(snakemake) as context:
 
     from reclaim.evaluation import evaluate_experiment
     from reclaim.io import read_json, write_parquet
-    from reclaim.tables import items_table, metrics_table
+    from reclaim.tables import validate
     from reclaim.tasks import load_task
 
     spec, inputs, output = snakemake.params.spec, snakemake.input, snakemake.output
@@ -23,6 +23,6 @@ with job(snakemake) as context:
         {name: load_task(task, folders[name]) for name, task in spec["tasks"].items()},
     )
     key = {"paper": spec["paper"], "experiment": spec["experiment"]}
-    write_parquet(metrics_table(metrics.assign(**key)), output.metrics)
-    write_parquet(items_table(items.assign(**key)), output.items)
+    write_parquet(validate(metrics.assign(**key), "metrics", output.metrics), output.metrics)
+    write_parquet(validate(items.assign(**key), "items", output.items), output.items)
     write_parquet(curves.assign(**key), output.curves)

@@ -8,9 +8,9 @@ with job(snakemake) as context:
     from reclaim.tokenization import train_tokenizer
 
     spec = snakemake.params.spec
-    texts = [text for folder in snakemake.input.data for text in iter_texts(folder)]
-    tokenizer = train_tokenizer(
-        spec["family"], texts, extra_words=spec.get("words", []), vocab_size=spec.get("vocab_size")
-    )
+    # A vocabulary of whole words must hold those of every split; an ordinary one is learnt from the training text alone.
+    splits = ["train"] if "vocab_size" in spec else ["train", "dev", "test"]
+    texts = [text for folder in snakemake.input.data for text in iter_texts(folder, splits)]
+    tokenizer = train_tokenizer(spec["family"], texts, spec.get("vocab_size"), spec.get("words", ()))
     with atomic_path(snakemake.output.tokenizer, directory=True) as folder:
         tokenizer.save_pretrained(folder)

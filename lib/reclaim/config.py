@@ -179,10 +179,16 @@ def _check_experiment(config: dict, place: str, experiment: dict) -> None:
 
 
 def _check_masking(config: dict, where: str, model: str, masking: dict) -> None:
+    family = family_of(config, model)
     if masking["scheme"] == "none":
         return
-    if family_of(config, model) != "masked":
-        raise InputError(f"config: {where}.masking", f"the causal model {model!r}", "a masked model, or scheme none")
+    if (family == "causal") != (masking["scheme"] == "causal"):
+        raise InputError(
+            f"config: {where}.masking", f"the scheme {masking['scheme']} for the {family} model {model!r}",
+            "causal for a causal model, a masking scheme for a masked one, or none for either",
+        )  # fmt: skip
+    if family == "causal":
+        return
     prediction = masking.get("prediction", masking["corruption"])
     if prediction > masking["corruption"] and masking["scheme"] != "uniform":
         raise InputError(

@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -47,6 +47,7 @@ __all__ = [
     "KINDS",
     "check_spec",
     "iter_split",
+    "iter_texts",
     "load_info",
     "load_split",
     "materialize",
@@ -121,6 +122,19 @@ def iter_split(folder: str | Path, split: str, batch_size: int = ROWS_PER_GROUP)
     with _open(folder, split) as file:
         for batch in file.iter_batches(batch_size):
             yield _frame(pa.Table.from_batches([batch]))
+
+
+def iter_texts(folder: str | Path, splits: Sequence[str] = SPLITS) -> Iterator[str]:
+    """Give every text of the named splits that exist: all text columns, list columns element by element."""
+    for split in splits:
+        if split in load_info(folder)["rows"]:
+            for frame in iter_split(folder, split):
+                for column in frame.columns.drop("id"):
+                    for value in frame[column]:
+                        if isinstance(value, str):
+                            yield value
+                        elif isinstance(value, list):
+                            yield from (text for text in value if isinstance(text, str))
 
 
 class WorldReader:

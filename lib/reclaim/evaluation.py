@@ -95,7 +95,7 @@ def pretraining_metrics(checkpoint: dict, training: dict, reference_loss: dict[s
         ("input_tokens", training["input_tokens"], "count"),
         ("forward_passes", training["forward_passes"], "count"),
     ]
-    reference = reference_loss.get(f"{checkpoint['masking']['corruption']:g}")
+    reference = reference_loss.get(f"{checkpoint['masking'].get('corruption', 0):g}")
     if reference is not None:
         plateau = training["unigram_entropy"]
         rows.append(("learned_share", (plateau - loss) / (plateau - reference), "fraction"))

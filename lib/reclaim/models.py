@@ -14,11 +14,17 @@ import torch
 import reclaim.torchvision_shim  # noqa: F401
 from reclaim.architectures import ARCHITECTURES
 from reclaim.errors import InputError
+from reclaim.fairseq import refuse_post_norm
+from reclaim.io import read_json
 from reclaim.seeding import derive
+from reclaim.tokenization import model_vocab_size
 
 def _auto_class(objective: str):
     import transformers
 
+    # A head that is drawn afresh is meant, not a fault to report; bars of a second's work do not belong in a log.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     return {
         "masked": transformers.AutoModelForMaskedLM,
         "causal": transformers.AutoModelForCausalLM,
@@ -46,7 +52,7 @@ def build(architecture: str, tokenizer, config: dict, seed: int, linear_init: st
     unknown = set(config) - set(config_class().to_dict())
     if unknown:
         raise InputError("models.*.config", f"unknown keys {sorted(unknown)}", f"arguments of {class_name}")
-    model_config = config_class(vocab_size=len(tokenizer), **special, **config)
+    model_config = config_class(vocab_size=model_vocab_size(tokenizer), **special, **config)
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "init"))
         model = _auto_class(objective).from_config(model_config)
@@ -71,6 +77,7 @@ def load(folder: str | Path, objective: str, seed: int = 0, num_labels: int | No
     place = str(folder)
     if not (Path(folder) / "config.json").exists():
         raise InputError(place, "no config.json", "a folder written by save_pretrained")
+    refuse_post_norm(place, read_json(Path(folder) / "config.json"))
     options = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
     if objective == "classification":
         options["num_labels"] = num_labels
@@ -81,8 +88,26 @@ def load(folder: str | Path, objective: str, seed: int = 0, num_labels: int | No
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise InputError(place, first_line, f"the weights of a {objective} model in safetensors") from error
-    transformers.logging.set_verbosity_error()
     return model.eval()
+
+
+def model_family(folder: str | Path) -> str:
+    """`masked` or `causal`, by the architecture that the folder's config names.
+
+    Raises `InputError` for a folder without a config, and for an architecture without a language-model head.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(str(folder), str(error).strip().splitlines()[0], "a model folder with a config.json") from error
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        return "masked"
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return "causal"
+    raise InputError(str(folder), f"the architecture {config.model_type!r}", "a masked or causal language model")
 
 
 def load_tokenizer(folder: str | Path):

@@ -71,9 +71,9 @@ def make_plan(config: dict) -> Plan:
 
 
 def masking_name(masking: dict) -> str:
-    """`uniform-0.4`, `uniform-0.2-0.4` (corruption, prediction), `uniform-0.4-80-10-10`, `none`."""
-    if masking["scheme"] == "none":
-        return "none"
+    """`uniform-0.4`, `uniform-0.2-0.4` (corruption, prediction), `uniform-0.4-80-10-10`, `none`, `causal`."""
+    if "corruption" not in masking:
+        return masking["scheme"]
     parts = [masking["scheme"], f"{masking['corruption']:g}"]
     if masking.get("prediction", masking["corruption"]) != masking["corruption"]:
         parts.append(f"{masking['prediction']:g}")
@@ -105,7 +105,7 @@ def checkpoint_variant(checkpoint: dict) -> dict:
     if masking is None:
         return {}
     variant = {"recipe": checkpoint["recipe"], "scheme": masking["scheme"]}
-    if masking["scheme"] != "none":
+    if "corruption" in masking:
         variant["corruption"] = masking["corruption"]
         variant["prediction"] = masking.get("prediction", masking["corruption"])
         variant["replacement"] = masking.get("replacement", "mask")

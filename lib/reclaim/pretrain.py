@@ -15,17 +15,20 @@ import torch
 import torch.nn.functional as F
 
 from reclaim.architectures import ARCHITECTURES
+from reclaim.batches import epoch_batches
 from reclaim.blocks import token_blocks
 from reclaim.errors import InputError
 from reclaim.masking import Masker
 from reclaim.models import build, masked_lm_logits
 from reclaim.pmi import UnitMatcher
 from reclaim.seeding import derive
-from reclaim.tokenization import word_starts
-from reclaim.train import History, Recipe, epoch_batches, train
+from reclaim.tokenization import model_vocab_size, word_starts
+from reclaim.train import History, Recipe, train
 
 
-def pretrain(spec: dict, texts: Sequence[str], tokenizer, *, pmi=None, device: torch.device | str = "cpu", **options: Any):
+def pretrain(
+    spec: dict, texts: Sequence[str], tokenizer, *, pmi=None, device: torch.device | str = "cpu", **options: Any
+):
     """Build and pre-train the model that a checkpoint's `spec` describes; give it with the record of its training.
 
     `spec` has `model` (architecture, config, linear_init), `recipe`, `masking` and `seed`; with the scheme `none` the model
@@ -54,19 +57,21 @@ def pretrain(spec: dict, texts: Sequence[str], tokenizer, *, pmi=None, device: t
     if ARCHITECTURES[model_spec["architecture"]][1] == "causal":
         history = pretrain_causal(model, input_ids, attention_mask, recipe, seed=seed, **options)
     else:
-        units = None
+        units, vocab_size = None, model_vocab_size(tokenizer)
         if masking["scheme"] == "pmi":
-            units = UnitMatcher.from_vocabulary(pmi, lambda words: tokenizer.encode(f" {words}", add_special_tokens=False))
+            units = UnitMatcher.from_vocabulary(
+                pmi, lambda words: tokenizer.encode(f" {words}", add_special_tokens=False)
+            )
         masker = Masker(
             masking["scheme"],
             masking["corruption"],
             masking.get("prediction"),
             seed=seed,
-            vocab_size=len(tokenizer),
+            vocab_size=vocab_size,
             mask_token_id=tokenizer.mask_token_id,
             special_ids=[i for i in tokenizer.all_special_ids if i != tokenizer.mask_token_id],
             replacement=masking.get("replacement", "mask"),
-            word_start=word_starts(tokenizer),
+            word_start=word_starts(tokenizer)[:vocab_size],
             units=units,
         )
         history = pretrain_masked(model, input_ids, attention_mask, eligible, masker, recipe, seed=seed, **options)

@@ -49,7 +49,8 @@ def few_shot_sets(task: dict, data: TaskData, seed: int, shuffle_labels: bool = 
 
     `random`: `size` rows without regard to class. `per_class`: `k` rows a class. `kshot`: LM-BFF's rule, with as many dev rows.
     `subset`: MeZO's rule for OPT. Development rows come from the training split and are disjoint from the training rows.
-    With `shuffle_labels` the training labels are permuted (a null control); development and test labels are not.
+    With `shuffle_labels` the labels of training and development rows are permuted: a null control, in which nothing that is
+    learnt or selected can come from the labels. Test labels are never touched.
     """
     rule, train = task["few_shot"], data.train
     for number in range(rule.get("sets", 1)):
@@ -65,8 +66,9 @@ def few_shot_sets(task: dict, data: TaskData, seed: int, shuffle_labels: bool = 
             rows, dev_rows = kshot(train["label"].tolist(), rule["k"], seed + number)
         else:
             rows, dev_rows = mezo_split(len(train), rule["size"], n_dev, seed + number)
-        chosen = train.iloc[rows].reset_index(drop=True)
+        chosen, held = train.iloc[rows].reset_index(drop=True), train.iloc[dev_rows].reset_index(drop=True)
         if shuffle_labels:
-            permuted = np.random.default_rng(derive(seed, "shuffled labels", number)).permutation(chosen["label"].to_numpy())
-            chosen = chosen.assign(label=permuted)
-        yield FewShotSet(number, chosen, train.iloc[dev_rows].reset_index(drop=True))
+            rng = np.random.default_rng(derive(seed, "shuffled labels", number))
+            chosen = chosen.assign(label=rng.permutation(chosen["label"].to_numpy()))
+            held = held.assign(label=rng.permutation(held["label"].to_numpy()))
+        yield FewShotSet(number, chosen, held)

@@ -18,13 +18,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from reclaim.errors import InputError
 from reclaim.io import atomic_path
 from reclaim.optim.fairseq_adam import FairseqAdam
-from reclaim.schedules import learning_rate_at
+from reclaim.schedules import schedule
 from reclaim.seeding import derive
 
 log = logging.getLogger(__name__)
@@ -71,32 +70,12 @@ class Recipe:
 
 @dataclass
 class History:
-    """What a run recorded: the mean loss (nats) and learning rate of each update, evaluations, and the work done."""
+    """What a run recorded: the mean loss (nats) and learning rate of each update, and the work done."""
 
     loss: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
-    evaluations: list[dict[str, float]] = field(default_factory=list)
     predictions: int = 0
     forward_passes: int = 0
-
-
-def epoch_batches(num_rows: int, batch_size: int, seed: int) -> Callable[[int], tuple[int, np.ndarray]]:
-    """Give a function from step (from 0) to (epoch, row indices): one permutation an epoch, any step in any order.
-
-    The last rows of an epoch that do not fill a batch are left out of that epoch; a set smaller than one batch is one batch.
-    """
-    batch_size = min(batch_size, num_rows)
-    per_epoch = num_rows // batch_size
-    permutations: dict[int, np.ndarray] = {}
-
-    def batch(step: int) -> tuple[int, np.ndarray]:
-        epoch, position = divmod(step, per_epoch)
-        if epoch not in permutations:
-            permutations.clear()
-            permutations[epoch] = np.random.default_rng(derive(seed, "order", epoch)).permutation(num_rows)
-        return epoch, permutations[epoch][position * batch_size : (position + 1) * batch_size]
-
-    return batch
 
 
 def build_optimizer(parameters: Sequence[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
@@ -121,15 +100,13 @@ def train(
     state_path: str | Path | None = None,
     run: str = "",
     save_seconds: float = 60.0,
-    evaluate: Callable[[int], dict[str, float]] | None = None,
-    eval_steps: int = 0,
+    after_step: Callable[[int], None] = lambda step: None,
     progress: Callable[[range], Any] = iter,
 ) -> History:
     """Train the parameters of `model` that require a gradient, in place, for `recipe.num_train_steps` updates.
 
-    `batches(step)` gives the micro-batches of an update, `loss_function(micro_batch)` its summed loss and count. With
-    `eval_steps`, `evaluate(step)` is called after every so many updates and after the last, in eval mode, and its figures
-    are kept in the history. With `state_path` the state is written there at most every `save_seconds`, a state found there is
+    `batches(step)` gives the micro-batches of an update, `loss_function(micro_batch)` its summed loss and count.
+    `after_step(n)` is called after n updates (evaluation; the model is in train mode, and put back into it). With `state_path` the state is written there at most every `save_seconds`, a state found there is
     resumed from if it names the same `run` (whatever identifies it: parameters, data, code), recipe and seed, and the file is
     removed at the end. `progress` wraps the range of steps (tqdm or the job's own).
 
@@ -137,6 +114,7 @@ def train(
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(parameters, recipe)
+    rate_at = schedule(recipe.lr_scheduler_type, recipe.learning_rate, recipe.num_train_steps, recipe.num_warmup_steps)
     history = History()
     state_path = Path(state_path) if state_path else None
     identity = f"{run} {recipe} seed={seed}"
@@ -147,9 +125,7 @@ def train(
         for step in progress(range(start, recipe.num_train_steps)):
             model.train()
             torch.manual_seed(derive(seed, "dropout", step))
-            rate = learning_rate_at(
-                step, recipe.learning_rate, recipe.num_train_steps, recipe.num_warmup_steps, recipe.lr_scheduler_type
-            )
+            rate = rate_at(step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             total, count = 0.0, 0
@@ -172,9 +148,7 @@ def train(
             history.learning_rate.append(rate)
             history.predictions += count
             done = step + 1
-            if eval_steps and evaluate and (done % eval_steps == 0 or done == recipe.num_train_steps):
-                model.eval()
-                history.evaluations.append({"step": done, **evaluate(done)})
+            after_step(done)
             if state_path and time.monotonic() - last_save >= save_seconds and done < recipe.num_train_steps:
                 _save(state_path, model, optimizer, history, identity, done)
                 last_save = time.monotonic()

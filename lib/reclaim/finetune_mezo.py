@@ -1,0 +1,63 @@
+"""Fine-tune a problem by MeZO: two forward passes a step, no gradient. The trajectory log is the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reclaim.batches import epoch_batches
+from reclaim.errors import InputError
+from reclaim.finetune import Watch
+from reclaim.optim import MeZO
+from reclaim.optim.blocks import measure_block_scales
+from reclaim.optim.trajectory import record
+from reclaim.problems import Problem
+from reclaim.seeding import derive
+
+OPTIONS = ("eps", "weight_decay", "optimizer", "num_directions")
+"""Keys of a recipe that `MeZO` takes as they are."""
+
+
+@torch.inference_mode()
+def finetune_mezo(
+    problem: Problem,
+    train_rows: list,
+    recipe: dict,
+    watch: Watch,
+    *,
+    seed: int,
+    state_dir: Path,
+    progress: Callable[..., Any],
+) -> None:
+    """Train the problem's model in place on its objective; leaves the sealed trajectory log `run.mezo` in `state_dir`.
+
+    The learning rate is constant, as in the paper. An interrupted run is replayed from its log and goes on. The modified
+    estimators measure their block scales on the first batch (parameter norms).
+    """
+    if recipe.get("lr_scheduler_type", "constant") != "constant":
+        raise InputError("recipes.*.lr_scheduler_type", repr(recipe["lr_scheduler_type"]), "constant, for MeZO")
+    estimator = recipe.get("estimator", "spsa")
+    modified = {}
+    if estimator != "spsa":
+        scales = measure_block_scales(problem.model, "param_norm")
+        modified = {"block_scales": scales, "scale_estimate": estimator}
+    num_train_steps = recipe["num_train_steps"]
+    optimizer = MeZO(
+        problem.model,
+        recipe["learning_rate"],
+        seed=derive(seed, "directions"),
+        **{key: recipe[key] for key in OPTIONS if key in recipe},
+        **modified,
+    )
+    take = epoch_batches(len(train_rows), recipe["per_device_train_batch_size"], derive(seed, "batches"))
+    with record(optimizer, state_dir / "run.mezo") as done:
+        if done and watch.due(done) and done not in watch.scores:
+            watch.after(done)
+        for step in progress(range(done, num_train_steps)):
+            batch = [train_rows[row] for row in take(step)[1]]
+            optimizer.step(lambda batch=batch: problem.objective(batch))
+            if watch.due(step + 1):
+                watch.after(step + 1)

@@ -1,0 +1,151 @@
+"""Measurements that are experiments of their own: peak memory of a step, and what a trajectory log holds (MeZO, Malladi et
+al. 2023, abstract, section 2.1 and the memory figures).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reclaim.adapters import add_lora
+from reclaim.errors import InputError
+from reclaim.memory import peak_memory
+from reclaim.objectives import option_lm_loss
+from reclaim.optim import MeZO
+from reclaim.optim.trajectory import record, replay
+from reclaim.seeding import derive
+
+
+def memory_rows(spec: dict, device: str) -> Iterator[dict]:
+    """Peak memory above the loaded model, its size, and the time of a step, by method and repeat: cost rows.
+
+    Each figure comes from a process of its own, because memory that an allocator keeps hides what the next step uses.
+    Methods: `inference` (the loss of a batch), `mezo` (full parameters, SGD), `lora` and `backprop` (Adam). Two steps are
+    taken, so that the moments of Adam are there, and the second is timed.
+    """
+    for seed in spec["seeds"]:
+        for method in spec["methods"]:
+            for measure, value, unit in _in_a_process(_measure_memory, spec, method, seed, device):
+                variant = {"model": "opt", "method": method, "parameters": "lora" if method == "lora" else "full"}
+                variant |= {"batch_size": spec["batch_size"], "sequence_length": spec["sequence_length"]}
+                yield {
+                    "variant": variant,
+                    "seed": seed,
+                    "stage": "memory",
+                    "job": f"{method}.s{seed}",
+                    "measure": measure,
+                    "value": float(value),
+                    "unit": unit,
+                }
+
+
+def _measure_memory(spec: dict, method: str, seed: int, device: str) -> list[tuple[str, float, str]]:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(derive(seed, "memory"))  # a process of its own: its global stream is nobody else's
+    model = OPTForCausalLM(OPTConfig(**spec["config"])).to(device)
+    vocabulary = model.config.vocab_size
+    input_ids = torch.randint(4, vocabulary, (spec["batch_size"], spec["sequence_length"]), device=device)
+    batch = (input_ids, torch.ones_like(input_ids), torch.full((len(input_ids),), spec["sequence_length"] // 2))
+    step = _STEPS[method](model, batch)
+    with peak_memory(device) as used:
+        for _ in range(2):
+            started = time.perf_counter()
+            step()
+            seconds = time.perf_counter() - started
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return [("peak_bytes", used.peak_bytes, "bytes"), ("model_bytes", size, "bytes"), ("step_s", seconds, "s")]
+
+
+def _inference(model, batch):
+    @torch.inference_mode()
+    def step():
+        option_lm_loss(model.eval(), *batch)
+
+    return step
+
+
+def _mezo(model, batch):
+    optimizer = MeZO(model, learning_rate=1e-6, seed=0)
+    return lambda: optimizer.step(lambda: option_lm_loss(model, *batch))
+
+
+def _backprop(model, batch):
+    optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-5)
+
+    def step():
+        option_lm_loss(model.train(), *batch).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _lora(model, batch):
+    return _backprop(add_lora(model), batch)
+
+
+_STEPS = {"inference": _inference, "mezo": _mezo, "lora": _lora, "backprop": _backprop}
+
+
+def trajectory_rows(spec: dict, folder: Path) -> Iterator[dict]:
+    """Size of the log of a full-length run and the largest difference of the weights it rebuilds: metric rows.
+
+    The run is of `num_steps` steps on a quadratic in `num_parameters` weights, which exercises the log and not a model; the
+    replay starts from the base weights in a process of its own, as it would elsewhere.
+    """
+    for seed in spec["seeds"]:
+        path = folder / f"{seed}.mezo"
+        trained, base = _quadratic(spec["num_parameters"], seed), _quadratic(spec["num_parameters"], seed)
+        optimizer = MeZO(trained, learning_rate=1e-4, seed=seed)
+        with record(optimizer, path):
+            for _ in range(spec["num_steps"]):
+                optimizer.step(lambda trained=trained: trained.weight.square().sum())
+        rebuilt = _in_a_process(_replayed, path, base)
+        rows = [
+            ("log_bytes", path.stat().st_size, "bytes"),
+            ("max_abs_difference", float(abs(rebuilt - trained.weight.detach().numpy()).max()), "1"),
+            ("distance_trained", float((trained.weight.detach() - base.weight.detach()).abs().max()), "1"),
+        ]
+        for metric, value, unit in rows:
+            variant = {"num_steps": spec["num_steps"], "num_parameters": spec["num_parameters"]}
+            yield {"variant": variant, "seed": seed, "metric": metric, "value": float(value), "n": 1, "unit": unit}
+
+
+def _quadratic(size: int, seed: int) -> torch.nn.Linear:
+    module = torch.nn.Linear(size, 1, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.randn(1, size, generator=torch.Generator().manual_seed(seed)))
+    return module
+
+
+def _replayed(path: Path, base: torch.nn.Module) -> np.ndarray:
+    replay(path, base)
+    return base.weight.detach().numpy()
+
+
+def _in_a_process(function, *arguments):
+    """The value of a function run in a process of its own; raises `InputError` if it dies."""
+    # Spawned where CUDA is in use, which does not survive a fork.
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        raise InputError(function.__name__, f"exit status {process.exitcode}", "a measured value") from None
+    finally:
+        process.join()
+
+
+def _send(sender, function, arguments) -> None:
+    torch.set_num_threads(1)
+    sender.send(function(*arguments))

@@ -1,0 +1,319 @@
+"""A fine-tuning problem: a model, what of it is trained, how rows become inputs, the loss, and predictions.
+
+Three kinds, after MeZO (Malladi et al. 2023, section 3 and appendix E) and LM-BFF (Gao et al. 2021):
+
+- `HeadProblem`: a fresh classification head on the first token, no prompt.
+- `MaskedPromptProblem`: label words at the mask of a template.
+- `OptionProblem`: options after a prompt, for causal models. Classification trains on the cross entropy over the options' mean
+  log-probabilities (`train_as_classification`), multiple choice and questions on the right option's tokens
+  (`only_train_option`); questions are answered by greedy generation.
+
+`loss` is differentiable and summed, for backprop; `objective` is the number that MeZO perturbs for: the mean loss, minus the
+accuracy, or minus the F1 of greedy generations (the last two have no gradient).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from reclaim.adapters import add_lora, add_prefix, train_head_only
+from reclaim.errors import InputError
+from reclaim.metrics.qa import answer_f1, mean_answer_f1
+from reclaim.models import load, load_tokenizer, model_family
+from reclaim.objectives import minus_accuracy, minus_f1, option_scores, option_token_logprobs
+from reclaim.prompting import EncodedOption, encode_plain, get_template
+from reclaim.scoring import evaluating, label_word_logits
+from reclaim.seeding import derive
+from reclaim.tasks import TaskData
+
+EVALUATION_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of each row: label (int64, -1 for a generated answer), scores (rows, labels) float32, text ("" for a label)."""
+
+    labels: np.ndarray
+    scores: np.ndarray
+    texts: list[str]
+
+
+class Problem:
+    """What all problems share: the model, what of it is trained, batching, the accuracy objective."""
+
+    def __init__(self, model: torch.nn.Module, tokenizer, pad_token_id: int):
+        self.model, self.tokenizer, self.pad_token_id = model, tokenizer, pad_token_id
+        self.objective_name = "loss"
+        self.device = next(model.parameters()).device
+
+    def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Names and parameters that training changes, each once."""
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    def encode(self, rows: pd.DataFrame) -> list[Any]:
+        """Token ids of each row, as `logits` and `loss` take them in lists."""
+        raise NotImplementedError
+
+    def logits(self, batch: Sequence[Any]) -> torch.Tensor:
+        """(rows, labels) scores of a batch of encoded rows, float32."""
+        raise NotImplementedError
+
+    def loss(self, batch: Sequence[Any]) -> tuple[torch.Tensor, int]:
+        """Summed cross entropy (nats) over the rows' labels, and how many there are."""
+        return F.cross_entropy(self.logits(batch), self.labels(batch), reduction="sum"), len(batch)
+
+    def labels(self, batch: Sequence[Any]) -> torch.Tensor:
+        """(rows,) right labels of a batch."""
+        return torch.tensor([row.label for row in batch], device=self.device)
+
+    def objective(self, batch: Sequence[Any]) -> torch.Tensor | float:
+        """The scalar that a zeroth-order method minimises: the mean `loss`, or minus the `accuracy` of the batch."""
+        if self.objective_name == "accuracy":
+            return minus_accuracy(self.logits(batch), self.labels(batch))
+        if self.objective_name == "loss":
+            loss, count = self.loss(batch)
+            return loss / count
+        raise InputError("arms[*].objective", repr(self.objective_name), "loss or accuracy for a task with labels")
+
+    def predict(self, rows: Sequence[Any]) -> Predictions:
+        """Predict encoded rows, the longest together, whatever their order."""
+        order = sorted(range(len(rows)), key=lambda row: -rows[row].length)
+        with evaluating(self.model):
+            scores = torch.cat([self.logits([rows[i] for i in part]).float().cpu() for part in _parts(order)])
+        restored = torch.empty_like(scores)
+        restored[order] = scores
+        return Predictions(restored.argmax(-1).numpy(), restored.numpy(), [""] * len(rows))
+
+    def score(self, rows: Sequence[Any], frame: pd.DataFrame) -> float:
+        """What selection maximises: accuracy on development rows."""
+        return float(np.mean(self.predict(rows).labels == frame["label"].to_numpy()))
+
+    def pad(self, sequences: Sequence[Sequence[int]], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """input_ids and attention_mask (rows, longest), padded on the right or left."""
+        lengths = np.fromiter(map(len, sequences), dtype=np.int64)
+        longest = lengths.max()
+        positions = np.arange(longest)[None, :]
+        mask = positions >= longest - lengths[:, None] if left else positions < lengths[:, None]
+        input_ids = np.full(mask.shape, self.pad_token_id, dtype=np.int64)
+        input_ids[mask] = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in sequences])
+        return torch.from_numpy(input_ids).to(self.device), torch.from_numpy(mask.astype(np.int64)).to(self.device)
+
+
+def _parts(order: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(order), EVALUATION_ROWS):
+        yield order[start : start + EVALUATION_ROWS]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as token ids with its label; `mask_position` where the template has a mask."""
+
+    input_ids: list[int]
+    label: int
+    mask_position: int = 0
+
+    @property
+    def length(self) -> int:
+        return len(self.input_ids)
+
+
+class HeadProblem(Problem):
+    """Sequence classification by a fresh head on the first token (BERT, RoBERTa) or the last (causal models)."""
+
+    def __init__(self, model, tokenizer, max_length: int):
+        super().__init__(model, tokenizer, tokenizer.pad_token_id)
+        self.max_length = max_length
+
+    def encode(self, rows: pd.DataFrame) -> list[Encoded]:
+        columns = ["text", "text_pair"] if "text_pair" in rows else ["text"]
+        return [
+            Encoded(encode_plain(self.tokenizer, texts, self.max_length), label)
+            for texts, label in zip(rows[columns].itertuples(index=False), rows["label"], strict=True)
+        ]
+
+    def logits(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        input_ids, attention_mask = self.pad([row.input_ids for row in batch])
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float()
+
+
+class RegressionProblem(HeadProblem):
+    """One output trained by squared error on the raw score (STS-B: 0..5)."""
+
+    def loss(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, int]:
+        return F.mse_loss(self.logits(batch)[:, 0], self.labels(batch), reduction="sum"), len(batch)
+
+    def predict(self, rows: Sequence[Encoded]) -> Predictions:
+        scores = super().predict(rows).scores
+        return Predictions(scores[:, 0], scores, [""] * len(rows))
+
+    def score(self, rows: Sequence[Encoded], frame: pd.DataFrame) -> float:
+        return -float(np.mean((self.predict(rows).labels - frame["label"].to_numpy()) ** 2))
+
+
+class MaskedPromptProblem(Problem):
+    """Label words at the mask of a template; the vocabulary head is evaluated at the masks only."""
+
+    def __init__(self, model, tokenizer, template, max_length: int):
+        super().__init__(model, tokenizer, tokenizer.pad_token_id)
+        self.template, self.max_length = template, max_length
+        self.label_word_ids = template.label_word_ids(tokenizer)
+
+    def encode(self, rows: pd.DataFrame) -> list[Encoded]:
+        encoded = []
+        for row in rows.to_dict("records"):
+            prompt = self.template.encode(self.tokenizer, row, max_length=self.max_length)
+            encoded.append(Encoded(prompt.input_ids, self.template.correct(row)[0], prompt.mask_position))
+        return encoded
+
+    def logits(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        input_ids, attention_mask = self.pad([row.input_ids for row in batch])
+        positions = torch.tensor([row.mask_position for row in batch], device=self.device)
+        return label_word_logits(self.model, input_ids, attention_mask, positions, self.label_word_ids).float()
+
+
+@dataclass(frozen=True)
+class EncodedOptions:
+    """A row's options, each prompt and option as token ids; `prompt` and `answers` where an answer is generated."""
+
+    options: list[EncodedOption]
+    label: int
+    prompt: list[int] | None = None
+    answers: tuple[str, ...] = ()
+
+    @property
+    def length(self) -> int:
+        return max(len(option.input_ids) for option in self.options)
+
+
+class OptionProblem(Problem):
+    """Options after a prompt, for a causal model; `train_as_classification` as in the official scripts.
+
+    False trains on the right option's tokens, averaged over all option tokens of the batch.
+    """
+
+    def __init__(self, model, tokenizer, template, max_length: int, train_as_classification: bool):
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        super().__init__(model, tokenizer, pad)
+        self.template, self.max_length = template, max_length
+        self.train_as_classification = train_as_classification
+
+    def encode(self, rows: pd.DataFrame) -> list[EncodedOptions]:
+        return [
+            EncodedOptions(
+                self.template.encode(self.tokenizer, row, max_length=self.max_length), self.template.correct(row)[0]
+            )
+            for row in rows.to_dict("records")
+        ]
+
+    def logits(self, batch: Sequence[EncodedOptions]) -> torch.Tensor:
+        options = [option for row in batch for option in row.options]
+        return option_scores(self.model, *self.padded(options), [len(row.options) for row in batch])
+
+    def loss(self, batch: Sequence[EncodedOptions]) -> tuple[torch.Tensor, int]:
+        if self.train_as_classification:
+            return super().loss(batch)
+        right = [row.options[row.label] for row in batch]
+        logprobs, mask = option_token_logprobs(self.model, *self.padded(right))
+        return -(logprobs * mask).sum(), int(mask.sum())
+
+    def padded(self, options: Sequence[EncodedOption]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """input_ids, attention_mask (left-padded) and option lengths of a batch of options."""
+        lengths = torch.tensor([option.option_length for option in options], device=self.device)
+        return *self.pad([option.input_ids for option in options], left=True), lengths
+
+
+class GenerationProblem(OptionProblem):
+    """A generated answer: trained on the first gold answer's tokens, tested by greedy generation and answer F1."""
+
+    def __init__(self, model, tokenizer, template, max_length: int, max_new_tokens: int):
+        super().__init__(model, tokenizer, template, max_length, train_as_classification=False)
+        self.max_new_tokens = max_new_tokens
+
+    def encode(self, rows: pd.DataFrame) -> list[EncodedOptions]:
+        encoded = []
+        for row in rows.to_dict("records"):
+            prompt = self.template.encode_generation(
+                self.tokenizer, row, max_length=self.max_length, max_new_tokens=self.max_new_tokens
+            )
+            options = self.template.encode(self.tokenizer, row, max_length=self.max_length)
+            encoded.append(EncodedOptions(options, 0, prompt.input_ids, tuple(row["answers"])))
+        return encoded
+
+    def objective(self, batch: Sequence[EncodedOptions]) -> torch.Tensor | float:
+        if self.objective_name == "f1":
+            return minus_f1(lambda: self._generate(batch), [row.answers for row in batch], answer_f1)
+        if self.objective_name == "accuracy":
+            raise InputError("arms[*].objective", "'accuracy'", "loss or f1 for a task with generated answers")
+        return super().objective(batch)
+
+    def predict(self, rows: Sequence[EncodedOptions]) -> Predictions:
+        order = sorted(range(len(rows)), key=lambda row: -len(rows[row].prompt))
+        texts = [""] * len(rows)
+        with evaluating(self.model):
+            for part in _parts(order):
+                for index, text in zip(part, self._generate([rows[i] for i in part]), strict=True):
+                    texts[index] = text
+        return Predictions(np.full(len(rows), -1), np.zeros((len(rows), 0), dtype=np.float32), texts)
+
+    def score(self, rows: Sequence[EncodedOptions], frame: pd.DataFrame) -> float:
+        return mean_answer_f1(self.predict(rows).texts, [row.answers for row in rows])
+
+    def _generate(self, batch: Sequence[EncodedOptions]) -> list[str]:
+        """Greedy answers, cut at the first newline or end of sequence, without the stop at the end of a sentence."""
+        input_ids, attention_mask = self.pad([row.prompt for row in batch], left=True)
+        tokenizer = self.tokenizer
+        newline = tokenizer.encode("\n", add_special_tokens=False)[-1:]
+        generated = self.model.generate(
+            input_ids=input_ids, attention_mask=attention_mask, do_sample=False, num_beams=1,
+            max_new_tokens=self.max_new_tokens, eos_token_id=[*newline, tokenizer.eos_token_id],
+            pad_token_id=self.pad_token_id,
+        )  # fmt: skip
+        texts = tokenizer.batch_decode(generated[:, input_ids.shape[1] :], skip_special_tokens=True)
+        return [text.split("\n")[0].strip() for text in texts]
+
+
+def make_problem(arm: dict, data: TaskData, device: torch.device | str, seed: int) -> Problem:
+    """Load an arm's model, put its adapter in, freeze what is not trained, and wrap it with its task.
+
+    `arm` has model (a folder), dtype, task, and in its variant prompt, parameters and objective. `parameters`: `full`; `lora`
+    (query and value projections, r 8, alpha 16); `prefix` (5 key and value rows a layer, from real activations); `head` (the
+    vocabulary head, untied from the embeddings, or the classification head). What is drawn is a function of `seed`.
+    """
+    variant = arm["variant"]
+    problem = _bare_problem(arm, data, device, seed)
+    parameters = variant.get("parameters", "full")
+    if parameters == "lora":
+        add_lora(problem.model, seed=derive(seed, "lora"))
+    elif parameters == "prefix":
+        add_prefix(problem.model, seed=derive(seed, "prefix"))
+    elif parameters == "head":
+        train_head_only(problem.model)
+    problem.objective_name = variant.get("objective", "loss")
+    return problem
+
+
+def _bare_problem(arm: dict, data: TaskData, device: torch.device | str, seed: int) -> Problem:
+    task, folder = arm["task"], arm["model"]
+    tokenizer = load_tokenizer(folder)
+    dtype = getattr(torch, arm["dtype"])
+    max_length = task.get("max_length", 128)
+    if not arm["variant"]["prompt"]:
+        regression = data.kind == "regression"
+        num_labels = 1 if regression else len(data.label_names)
+        model = load(folder, "classification", seed=seed, num_labels=num_labels, dtype=dtype).to(device)
+        return (RegressionProblem if regression else HeadProblem)(model, tokenizer, max_length)
+    family = model_family(folder)
+    model = load(folder, family, dtype=dtype).to(device)
+    template = get_template(task["templates"][family], family, "tasks.*.templates")
+    if family == "masked":
+        return MaskedPromptProblem(model, tokenizer, template, max_length)
+    if template.generation:
+        return GenerationProblem(model, tokenizer, template, max_length, task.get("max_new_tokens", 50))
+    return OptionProblem(model, tokenizer, template, max_length, train_as_classification=data.kind != "multiple_choice")

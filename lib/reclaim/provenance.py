@@ -1,0 +1,420 @@
+"""What a result rests on: fingerprints of the code, a description of the run, and seals on the entries of the cache."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reclaim.errors import InputError
+from reclaim.io import read_json, write_json
+
+LIB = Path(__file__).resolve().parents[1]
+PACKAGE = "reclaim"
+
+# Modules that start, watch and account for a job and have no part in what it computes. An import of them does not
+# count, so that work on them rebuilds nothing; named to `fingerprint`, they count like any other.
+MACHINERY = frozenset(
+    {f"{PACKAGE}.{name}" for name in ("preload", "preload_parent", "job", "device", "provenance")} | {"_standalone"}
+)
+
+
+def fingerprint(*names: str, lib: Path = LIB) -> str:
+    """A hash over modules ("reclaim.film") and scripts ("scripts/pretrain.py"), and what they import of the package.
+
+    Equal before and after an edit that changes only comments, docstrings or layout: each file counts as its syntax
+    tree without bare strings. What counts, transitively: every import statement of the package, wherever it stands
+    (also in a function), with the `__init__` of the packages on the way; modules beside a script; a string that is the
+    full name of a module of the package (for `importlib.import_module`); and data files, where a string in a module
+    names a file, or a folder without Python files, beside that module or at the package's top. A name that is put
+    together at run time is not seen: name such a module in the call.
+
+    `lib` is the import root; scripts are relative to the folder above it. Raises InputError for a name that is not
+    there, and for a file that is not Python.
+    """
+    lib = Path(lib).resolve()
+    found: dict[str, str] = {}
+    pending = [_resolve(name, lib) for name in names]
+    while pending:
+        path = pending.pop()
+        if path in found:
+            continue
+        source = _read(path)
+        found[path] = source.digest
+        folder = os.path.dirname(path)
+        if os.path.commonpath([folder, lib / PACKAGE]) == str(lib / PACKAGE):
+            package = os.path.relpath(folder, lib).split(os.sep)
+            pending += [file for name in _imported(source, package) if (file := _module_file(name, lib))]
+            for data in _data_files(source.strings, (folder, str(lib / PACKAGE))):
+                found[data] = hashlib.sha256(Path(data).read_bytes()).hexdigest()
+        else:
+            for name in _imported(source, None):
+                beside = os.path.join(folder, f"{name}.py")
+                file = _module_file(name, lib) or (os.path.isfile(beside) and beside)
+                pending += [file] if file else []
+    total = hashlib.sha256()
+    for name, digest in sorted((os.path.relpath(path, lib.parent), digest) for path, digest in found.items()):
+        total.update(f"{name}\0{digest}\0".encode())
+    return total.hexdigest()[:24]
+
+
+def _resolve(name: str, lib: Path) -> str:
+    """The file of a module or script that was asked for."""
+    path = str(lib.parent / name) if name.endswith(".py") else _module_file(name, lib)
+    if not path or not os.path.isfile(path):
+        raise InputError(f"fingerprint of {name!r}", "no such module or script", f"one under {lib} or {lib.parent}")
+    return path
+
+
+def _module_file(name: str, lib: Path) -> str | None:
+    """The file of a module of the package, None for any other name."""
+    if name.partition(".")[0] == PACKAGE:
+        base = os.path.join(lib, *name.split("."))
+        for path in (f"{base}.py", os.path.join(base, "__init__.py")):
+            if os.path.isfile(path):
+                return path
+    return None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A Python file as far as a fingerprint is concerned: imports as (level, module, names)."""
+
+    digest: str
+    imports: tuple[tuple[int, str, tuple[str, ...]], ...]
+    strings: frozenset[str]
+
+
+_SOURCES: dict[str, tuple[tuple[int, int], _Source]] = {}
+
+
+def _read(path: str) -> _Source:
+    status = os.stat(path)
+    stamp = (status.st_mtime_ns, status.st_size)
+    if path not in _SOURCES or _SOURCES[path][0] != stamp:
+        try:
+            tree = ast.parse(Path(path).read_bytes(), filename=path)
+        except SyntaxError as error:
+            raise InputError(path, f"a syntax error ({error})", "Python") from None
+        text: list[str] = []
+        imports: list[tuple[int, str, tuple[str, ...]]] = []
+        strings: set[str] = set()
+        _write_out(tree, text, imports, strings)
+        digest = hashlib.sha256("\n".join(text).encode("utf-8", "surrogatepass")).hexdigest()
+        _SOURCES[path] = stamp, _Source(digest, tuple(imports), frozenset(strings))
+    return _SOURCES[path][1]
+
+
+# What follows from the rest of the tree, or has no meaning at run time.
+_LEFT_OUT = {"ctx", "kind", "type_comment", "type_ignores"}
+
+
+def _write_out(node: ast.AST, text: list[str], imports: list, strings: set[str]) -> None:
+    """Append a syntax tree to `text`, without bare strings, and collect its imports and strings."""
+    kind = type(node).__name__
+    text.append(f"{kind}(")
+    if kind == "Constant":
+        text.append(repr(node.value))
+        if isinstance(node.value, str) and 0 < len(node.value) < 100:
+            strings.add(node.value)
+    else:
+        for field in node._fields:
+            value = getattr(node, field, None)
+            if field in _LEFT_OUT:
+                continue
+            if isinstance(value, ast.AST):
+                _write_out(value, text, imports, strings)
+            elif isinstance(value, list):
+                text.append("[")
+                for each in value:
+                    if not isinstance(each, ast.AST):
+                        text.append(repr(each))
+                    elif not _is_bare_string(each):
+                        _write_out(each, text, imports, strings)
+                text.append("]")
+            else:
+                text.append(repr(value))
+    text.append(")")
+    if kind == "Import":
+        imports += [(0, alias.name, ()) for alias in node.names]
+    elif kind == "ImportFrom":
+        imports.append((node.level, node.module or "", tuple(alias.name for alias in node.names)))
+
+
+def _is_bare_string(node: ast.AST) -> bool:
+    """A docstring, or a string that documents an attribute."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _imported(source: _Source, package: list[str] | None) -> set[str]:
+    """Full names of what a file may import, with the packages on the way; some may be no modules.
+
+    `package` is the package that holds the file, None for a script.
+    """
+    names = {text for text in source.strings if re.fullmatch(rf"{PACKAGE}(\.\w+)+", text)}
+    for level, module, attributes in source.imports:
+        base = module
+        if level and package:
+            base = ".".join(package[: len(package) - level + 1] + ([module] if module else []))
+        names.add(base)
+        names.update(f"{base}.{attribute}" for attribute in attributes)
+    if package:
+        names.add(".".join(package))
+    for name in list(names):
+        parts = name.split(".")
+        names.update(".".join(parts[:length]) for length in range(1, len(parts)))
+    return names - MACHINERY
+
+
+def _data_files(strings: frozenset[str], places: tuple[str, str]) -> Iterator[str]:
+    """Files, other than Python, that the strings name in one of the places: themselves or by their folder."""
+    for place in set(places):
+        entries = {name for name in os.listdir(place) if not name.endswith(".py")}
+        for text in strings:
+            if text.partition("/")[0] not in entries or ".." in text or "\0" in text:
+                continue
+            path = Path(place, text)
+            if path.is_file() and path.suffix != ".py":
+                yield str(path)
+            elif path.is_dir() and not any(path.glob("*.py")):
+                yield from (str(each) for each in path.rglob("*") if each.is_file() and each.suffix != ".pyc")
+
+
+def run_manifest(config: dict[str, Any]) -> dict[str, Any]:
+    """Describe this run for the report: what ran, on what, from which code, under which configuration.
+
+    `versions`: Python and the installed version of every distribution that this project pins; `git_commit` (None
+    outside a repository) and `git_dirty`; `machine`: `cpu`, `cores` (that this process may use), `ram_bytes`, `gpus`
+    (names), `os`; `ended`: now, ISO 8601 in UTC; `config`: the configuration as YAML.
+    """
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "git_commit": commit,
+        "git_dirty": bool(commit) and bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "machine": {
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "ram_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "gpus": _gpus(),
+            "os": platform.platform(),
+        },
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": yaml.safe_dump(config, sort_keys=True, allow_unicode=True),
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    versions = {}
+    for requirement in importlib.metadata.requires(PACKAGE) or []:
+        name = re.match(r"[\w.-]+", requirement)[0]
+        if "extra ==" not in requirement:
+            try:
+                versions[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                versions[name] = None
+    return versions
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(LIB), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    """Names of the machine's NVIDIA GPUs: from torch where the process has it, else from the driver."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    names = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        names += re.findall(r"^Model:\s*(.+)$", path.read_text(), flags=re.MULTILINE)
+    return names
+
+
+# --- Seals ------------------------------------------------------------------------------------------------------------
+
+# Snakemake's cache between workflows ($SNAKEMAKE_OUTPUT_CACHE) hands out whatever its entries hold. An entry is one
+# output of a job, named by the job's hash, the output's name and its suffix. So the rules with `cache: True` have an
+# output `seal`: checksums of the others, written by the job itself, which goes into the cache with them.
+
+_MARKER = ".reclaim"
+_STAMPS = ".reclaim-verified.json"
+_ENTRY = re.compile(r"([0-9a-f]{64})(.*)")
+# Snakemake moves the outputs of a job into the cache one by one; until then, an incomplete entry may become whole.
+_STORING_SECONDS = 10.0
+
+
+def seal(outputs: Mapping[str, str | Path], path: str | Path) -> None:
+    """Write the checksums of a job's outputs (name to file or folder, without the seal itself) to `path`."""
+    sums = {}
+    for name, output in outputs.items():
+        output = Path(output)
+        if output.is_dir():
+            sums[_suffix(name, output)] = {file: _sha256(output / file) for file in _files(output)}
+        else:
+            sums[_suffix(name, output)] = _sha256(output)
+    write_json(sums, path)
+
+
+def verify_cache(folder: str | Path, results: str | Path) -> list[str]:
+    """Remove the damaged entries of a cache, and what is left of them below `results`; give the names of the removed.
+
+    For the main process of Snakemake, before it builds its DAG: what is then missing is made again. Damaged is a job's
+    group of entries without its seal, with a file missing, added or changed, or with a seal that cannot be read. A file
+    is hashed when its size, time of modification or time of change differ from those at the last check, and always
+    under RECLAIM_VERIFY_CACHE=full. Links below `results` to entries that are gone are removed with the output that
+    they are part of, whoever removed the entry.
+
+    Raises InputError if `folder` is not absolute (Snakemake's links would lead nowhere), holds entries that another
+    workflow made (they have no seals), or holds a damaged entry that this user cannot remove.
+    """
+    folder = Path(folder)
+    place = f"SNAKEMAKE_OUTPUT_CACHE={folder}"
+    if not folder.is_absolute():
+        raise InputError(place, "a relative path", "an absolute one")
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = _groups(folder)
+    if groups and not (folder / _MARKER).exists():
+        raise InputError(
+            place,
+            "entries that this workflow did not make",
+            "an empty folder or one that this workflow has used before",
+            "Entries without a seal are removed, so this workflow needs a cache of its own: name another folder.",
+        )
+    stamps: dict[str, list] = {}
+    with suppress(OSError, ValueError):
+        stamps = {} if os.environ.get("RECLAIM_VERIFY_CACHE") == "full" else read_json(folder / _STAMPS)
+    current: dict[str, list] = {}
+    removed = []
+    for key in groups:
+        if _is_damaged(folder, key, stamps, current):
+            for entry in _groups(folder).get(key, {}).values():
+                _remove(entry, place)
+                removed.append(entry.name)
+    with suppress(OSError):  # a cache that may only be read is checked in full each time
+        (folder / _MARKER).touch()
+        write_json(current, folder / _STAMPS)
+    _remove_dead_links(folder, Path(results))
+    return removed
+
+
+def _suffix(name: str, output: Path) -> str:
+    """What Snakemake appends to a job's hash for one of several named outputs."""
+    return f"_{name}{output.suffix}"
+
+
+def _files(folder: Path) -> list[str]:
+    """All files below a folder, but for the time stamp that Snakemake adds."""
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return sorted(path for path in paths if path != ".snakemake_timestamp")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _groups(folder: Path) -> dict[str, dict[str, Path]]:
+    """The entries of each job: hash to suffix to path."""
+    groups: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if match := _ENTRY.fullmatch(path.name):
+            groups.setdefault(match[1], {})[match[2]] = path
+    return groups
+
+
+def _is_damaged(folder: Path, key: str, stamps: dict, current: dict) -> bool:
+    """Compare a job's entries with their seal; what was hashed, or need not be, goes into `current`."""
+    while True:
+        entries = _groups(folder).get(key, {})
+        age = time.time() - max((path.lstat().st_ctime for path in entries.values()), default=0.0)
+        sums = None
+        for suffix in [suffix for suffix in entries if suffix.startswith("_seal.")]:
+            with suppress(OSError, ValueError):
+                sums = read_json(entries.pop(suffix))
+        if isinstance(sums, dict) and set(sums) == set(entries):
+            break
+        if not 0 <= age < _STORING_SECONDS:
+            return bool(entries) or sums is not None
+        time.sleep(0.5)
+    for suffix, expected in sums.items():
+        entry = entries[suffix]
+        if entry.is_dir() != isinstance(expected, dict):
+            return True
+        if entry.is_dir() and _files(entry) != sorted(expected):
+            return True
+        for name, checksum in (expected if entry.is_dir() else {"": expected}).items():
+            if _checked_sum(entry / name if name else entry, folder, stamps, current) != checksum:
+                return True
+    return False
+
+
+def _checked_sum(path: Path, folder: Path, stamps: dict, current: dict) -> str:
+    """A file's checksum, from the last check if the file is as it was then."""
+    name = path.relative_to(folder).as_posix()
+    status = path.stat()
+    stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    known = stamps.get(name)
+    checksum = known[3] if known and known[:3] == stamp else _sha256(path)
+    current[name] = [*stamp, checksum]
+    return checksum
+
+
+def _remove(path: Path, place: str) -> None:
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(
+            place,
+            f"the damaged entry {path.name}, which cannot be removed ({error.strerror})",
+            "a folder that this user can write to",
+            "Have the entry removed, or name another folder.",
+        ) from None
+
+
+def _remove_dead_links(cache: Path, results: Path) -> None:
+    """Remove outputs that lead, or hold files that lead, to entries which are gone.
+
+    Snakemake leaves a link where it stored an output, and where it fetched a folder a folder of links.
+    """
+    for parent, _, files in os.walk(results):
+        for name in files:
+            link = Path(parent, name)
+            if link.is_symlink() and not link.exists():
+                target = Path(os.readlink(link))
+                if target.parent == cache:
+                    link.unlink()
+                elif target.parent.parent == cache:
+                    shutil.rmtree(parent)
+                    break

@@ -1,0 +1,3 @@
+"""The self-contained report: `build` assembles the page, `figures` draws, `figures_<system>` says what a system
+shows.
+"""

@@ -1,0 +1,16 @@
+import reclaim.preload  # noqa: F401  (hands the job to the preloaded parent)
+from _standalone import snakemake
+from reclaim.job import job
+
+with job(snakemake) as context:
+    import pandas as pd
+
+    from reclaim.io import atomic_path
+    from reclaim.provenance import run_manifest
+    from reclaim.report.build import build_report
+
+    inputs = snakemake.input
+    tables = {name: pd.read_parquet(inputs[name]) for name in ("claims", "metrics", "costs", "curves")}
+    page = build_report(**tables, manifest=run_manifest(snakemake.params.config), template_path=inputs.template)
+    with atomic_path(snakemake.output.page) as path:
+        path.write_text(page, encoding="utf-8")

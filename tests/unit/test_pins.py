@@ -1,0 +1,55 @@
+"""The pins stand in one place: constraints and conda environments say the same as pyproject.toml."""
+
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pins(lines):
+    found = {}
+    for line in lines:
+        name, exact, number = re.fullmatch(r"([A-Za-z0-9_.-]+)(==)?(\S*)", line).groups()
+        assert exact, f"{line}: not an exact pin"
+        found[re.sub(r"[-_.]+", "-", name).lower()] = number
+    return found
+
+
+RUNTIME = pins(PROJECT["dependencies"])
+ALL = RUNTIME | pins(PROJECT["optional-dependencies"]["dev"])
+CONSTRAINTS = pins(
+    line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
+)
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_constraints_hold_every_pin(name):
+    assert CONSTRAINTS.get(name) == ALL[name]
+
+
+@pytest.mark.parametrize("name", sorted(RUNTIME))
+def test_the_installed_version_is_the_pinned_one(name):
+    assert version(name).partition("+")[0] == RUNTIME[name]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_conda_environments_repeat_the_pins(path):
+    environment = yaml.safe_load(path.read_text())
+    assert environment["channels"][0] == "conda-forge"
+    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    for name, number in pins(pip).items():
+        assert RUNTIME.get(name) == number, f"{path.name}: {name}"
+
+
+def test_every_rule_names_an_environment_that_exists():
+    for rules in sorted((ROOT / "rules").glob("*.smk")):
+        text = rules.read_text()
+        used = re.findall(r'"\.\./envs/(\w+\.yaml)"', text)
+        assert len(used) == text.count("script:\n"), f"{rules.name}: a rule without conda:"
+        assert all((ROOT / "envs" / name).exists() for name in used)
