@@ -1,8 +1,8 @@
 """Batched scoring with shared prefixes against one forward pass per candidate and against `generate` with 4 beams.
 
 The two baselines are what the official code of MeZO (one pass per candidate, logits at every position) and of the
-in-context-learning study (`generate(num_beams=4)` per prompt) do. Random weights, 32 demonstrations a prompt. Prints CPU
-seconds, the ratio to ours and the largest difference of a score; exits with status 1 if an answer differs.
+in-context-learning study (`generate(num_beams=4)` per prompt) do. Random weights, 32 demonstrations a prompt. Prints
+CPU seconds, the ratio to ours and the largest difference of a score; exits with status 1 if an answer differs.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-
-import reclaim.torchvision_shim  # noqa: F401  # before transformers
 from reclaim.scoring import Request, score_continuations
 
 
 def build(family: str, width: int, layers: int, vocabulary: int, positions: int):
+    """A model with random weights, larger than usual, so that scores differ clearly."""
     import transformers
 
     torch.manual_seed(0)
@@ -31,8 +30,8 @@ def build(family: str, width: int, layers: int, vocabulary: int, positions: int)
         )  # fmt: skip
         return transformers.GPT2LMHeadModel(config).eval()
     config = transformers.OPTConfig(
-        vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, ffn_dim=4 * width,
-        max_position_embeddings=positions, word_embed_proj_dim=width, init_std=0.05,
+        vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        ffn_dim=4 * width, max_position_embeddings=positions, word_embed_proj_dim=width, init_std=0.05,
     )  # fmt: skip
     return transformers.OPTForCausalLM(config).eval()
 

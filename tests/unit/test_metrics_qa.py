@@ -1,7 +1,15 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reclaim.metrics.qa import accuracy, answer_f1, exact_match, mean_answer_f1, normalize_answer, squad_scores, token_f1
+from reclaim.metrics.qa import (
+    accuracy,
+    answer_f1,
+    exact_match,
+    mean_answer_f1,
+    normalize_answer,
+    squad_scores,
+    token_f1,
+)
 
 
 def test_normalisation_joins_across_punctuation_and_drops_articles():

@@ -27,7 +27,9 @@ class EndOnly(NoStart):
 
 
 class Pieces(ToyTokenizer):
-    """Knows a few pieces only; everything else is unknown, and bare one-character pieces are other ids than in a text."""
+    """Knows a few pieces only; everything else is unknown, and bare one-character pieces are other ids than in a
+    text.
+    """
 
     known = {" great", " bad", "it", "<a>", " ,"}
 
@@ -220,7 +222,9 @@ def test_unknown_label_names_the_known_ones(label):
 
 
 def test_missing_field_names_template_and_row():
-    with pytest.raises(InputError, match=r"mine: '\{sentence\} It was': found a row with the fields \['label', 'text'\]"):
+    with pytest.raises(
+        InputError, match=r"mine: '\{sentence\} It was': found a row with the fields \['label', 'text'\]"
+    ):
         get_template({"prompt": "{sentence} It was", "candidates": ["a"]}, "causal", "mine").prompt_text(
             {"text": "x", "label": 0}
         )
@@ -232,7 +236,8 @@ def test_templates_cannot_reach_python():
             CausalTemplate(attack, ("a",)).prompt_text({"text": "x"})
 
 
-# --------------------------------------------------------------------------------------------------------------- look-up
+# ---------------------------------------------------------------------------------------------------------------
+# look-up
 
 
 @pytest.mark.parametrize("family", ["causal", "masked"])
@@ -267,7 +272,11 @@ def test_named_template_with_some_keys_replaced():
         ({"template": "*mask*", "label_words": ["a", "b"], "labels": [0]}, "masked", "a word for each of the labels"),
         ({"template": "*mask*", "label_words": ["a"], "max_length": True}, "masked", "True; expected a number"),
         ({"prompt": "{text", "candidates": ["a"]}, "causal", "does not parse"),
-        ({"prompt": "x", "candidates": ["a", "b"], "labels": [1]}, "causal", "1 labels; expected as many as candidates"),
+        (
+            {"prompt": "x", "candidates": ["a", "b"], "labels": [1]},
+            "causal",
+            "1 labels; expected as many as candidates",
+        ),
         ({"prompt": "x", "candidates": []}, "causal", r"candidates: found \[\]"),
         (7, "causal", "found 7; expected the name of a template"),
     ],
