@@ -190,6 +190,17 @@ def test_lora_model_is_scored_with_its_adapters(gpt2):
     assert not np.allclose(np.concatenate(found), np.concatenate(score_continuations(gpt2, requests)), atol=1e-2)
 
 
+def test_prefix_tuned_model_is_scored_with_its_prefix():
+    from reclaim.adapters import add_prefix
+
+    model = add_prefix(_causal("opt"), num_prefix=3, seed=1).eval()
+    requests = _requests(6)
+    found = score_continuations(model, requests, min_shared=4)
+    _assert_same(found, _one_by_one(model, requests))
+    plain = score_continuations(_causal("opt"), requests)
+    assert not np.allclose(np.concatenate(found), np.concatenate(plain), atol=1e-2)
+
+
 def test_seq2seq_equals_one_by_one_and_encodes_each_context_once():
     torch.manual_seed(0)
     config = transformers.T5Config(
