@@ -8,6 +8,7 @@ configfile: "config.yaml"
 
 
 include: "rules/common.smk"
+include: "rules/lookups.smk"
 include: "rules/data.smk"
 include: "rules/pretrain.smk"
 include: "rules/finetune.smk"
@@ -16,9 +17,9 @@ include: "rules/report.smk"
 
 
 rule all:
+    default_target: True
     input:
         f"{RESULTS}/report.html",
         f"{RESULTS}/metrics.parquet",
         f"{RESULTS}/costs.parquet",
         f"{RESULTS}/claims.parquet",
-    default_target: True

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+
 from reclaim.scoring import Request, score_continuations
 
 

@@ -2,11 +2,12 @@
 import os
 from pathlib import Path
 
+from snakemake.caching import LOCATION_ENVVAR
 from snakemake.exceptions import WorkflowError
 
 from reclaim.config import check_config
 from reclaim.errors import InputError
-from reclaim.plan import make_plan
+from reclaim.plan import dotted, make_plan
 from reclaim.provenance import fingerprint, verify_cache
 
 BASE = Path(workflow.basedir)
@@ -29,10 +30,11 @@ wildcard_constraints:
     paper="[a-z_]+",
     experiment="[a-z_]+",
     job="[^/]+",
+    seed="[0-9]+",
 
 
-# What a rule asks for where the config's `resources` does not say otherwise. `mem_mb` and `runtime` (minutes) grow with
-# each attempt.
+# What jobs ask for where the config's `resources` does not say otherwise. `mem_mb` and `runtime` (minutes) grow with each
+# attempt.
 DEMANDS = {
     "default": {"threads": 1, "mem_mb": 1500, "runtime": 10, "gpu": 0},
     "pretrain": {"mem_mb": 2000, "runtime": 30},
@@ -41,21 +43,21 @@ DEMANDS = {
 }
 
 
-def demand(rule, key):
-    """What a rule asks for: the config's word, else the rule's default, else everybody's."""
+def demand(stage, key):
+    """What jobs ask for: the config's word, else the stage's default, else everybody's."""
     asked = config.get("resources", {})
-    for table in (asked.get(rule, {}), DEMANDS.get(rule, {}), asked.get("default", {}), DEMANDS["default"]):
+    for table in (asked.get(stage, {}), DEMANDS.get(stage, {}), asked.get("default", {}), DEMANDS["default"]):
         if key in table:
             return table[key]
 
 
-def growing(rule, key):
+def growing(stage, key):
     """A resource that doubles with each attempt."""
-    return lambda wildcards, attempt: demand(rule, key) * 2 ** (attempt - 1)
+    return lambda wildcards, attempt: demand(stage, key) * 2 ** (attempt - 1)
 
 
 def code(script):
-    """Fingerprint of a script and of all it imports inside the package: an edit there reruns the rule's jobs."""
+    """Fingerprint of a script and of all it imports inside the package: an edit there reruns the jobs."""
     return fingerprint(f"scripts/{script}")
 
 
@@ -66,6 +68,6 @@ def model_folder(model, checkpoint_id=None):
 
 # Snakemake's cache between workflows trusts its entries; entries that changed since they were stored are removed here, before
 # any job could be served one.
-if os.environ.get("SNAKEMAKE_OUTPUT_CACHE") and workflow.is_main_process:
-    for entry in verify_cache(os.environ["SNAKEMAKE_OUTPUT_CACHE"]):
+if os.environ.get(LOCATION_ENVVAR) and workflow.is_main_process:
+    for entry in verify_cache(os.environ[LOCATION_ENVVAR], RESULTS):
         print(f"cache: {entry} was damaged; removed, it will be made again", file=sys.stderr)

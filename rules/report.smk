@@ -6,7 +6,7 @@ rule claims:
         claims=BASE / "claims.yaml",
         schema=BASE / "schemas" / "claims.schema.json",
         metrics=f"{RESULTS}/metrics.parquet",
-        items=f"{RESULTS}/items.parquet",
+        per_item=f"{RESULTS}/items.parquet",
         costs=f"{RESULTS}/costs.parquet",
     output:
         claims=report(
@@ -14,19 +14,19 @@ rule claims:
             caption="../report/claims.rst",
             category="Claims",
         ),
-    params:
-        code=code("decide_claims.py"),
     log:
         f"{RESULTS}/logs/claims.log",
     benchmark:
         f"{RESULTS}/benchmarks/claims.tsv"
+    conda:
+        "../envs/data.yaml"
     threads: demand("claims", "threads")
     resources:
         mem_mb=growing("claims", "mem_mb"),
         runtime=growing("claims", "runtime"),
         gpu=demand("claims", "gpu"),
-    conda:
-        "../envs/data.yaml"
+    params:
+        code=code("decide_claims.py"),
     script:
         "../scripts/decide_claims.py"
 
@@ -44,19 +44,19 @@ rule page:
             caption="../report/page.rst",
             category="Report",
         ),
-    params:
-        config=config,
-        code=code("build_report.py"),
     log:
         f"{RESULTS}/logs/page.log",
     benchmark:
         f"{RESULTS}/benchmarks/page.tsv"
+    conda:
+        "../envs/report.yaml"
     threads: demand("page", "threads")
     resources:
         mem_mb=growing("page", "mem_mb"),
         runtime=growing("page", "runtime"),
         gpu=demand("page", "gpu"),
-    conda:
-        "../envs/report.yaml"
+    params:
+        config=config,
+        code=code("build_report.py"),
     script:
         "../scripts/build_report.py"

@@ -1,12 +1,13 @@
-import reclaim.preload  # noqa: F401  (hands the job to the preloaded parent)
 from _standalone import snakemake
+
+import reclaim.preload  # noqa: F401  (hands the job to the preloaded parent)
 from reclaim.job import job
 
 with job(snakemake) as context:
-    from reclaim.io import write_parquet
     from reclaim.measure import memory_rows
-    from reclaim.tables import frame
+    from reclaim.outcome import write_outcome
 
-    key = {"paper": snakemake.wildcards.paper, "experiment": snakemake.wildcards.experiment}
-    rows = memory_rows(snakemake.params.spec, str(context.device()))
-    write_parquet(frame([{**key, **row} for row in rows], "costs"), snakemake.output.measures)
+    wildcards = snakemake.wildcards
+    key = {"paper": wildcards.paper, "experiment": wildcards.experiment, "seed": int(wildcards.seed)}
+    rows = memory_rows(snakemake.params.spec, key["seed"], str(context.device()))
+    write_outcome({"costs": rows}, snakemake.output.tables, stage="memory", job="measured", **key)

@@ -1,16 +1,12 @@
-import reclaim.preload  # noqa: F401  (hands the job to the preloaded parent)
 from _standalone import snakemake
+
+import reclaim.preload  # noqa: F401  (hands the job to the preloaded parent)
 from reclaim.job import job
 
 with job(snakemake) as context:
-    import tempfile
-    from pathlib import Path
-
-    from reclaim.io import write_parquet
     from reclaim.measure import trajectory_rows
-    from reclaim.tables import frame
+    from reclaim.outcome import write_outcome
 
-    key = {"paper": snakemake.wildcards.paper, "experiment": snakemake.wildcards.experiment}
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [{**key, **row} for row in trajectory_rows(snakemake.params.spec, Path(folder))]
-    write_parquet(frame(rows, "metrics"), snakemake.output.metrics)
+    wildcards = snakemake.wildcards
+    key = {"paper": wildcards.paper, "experiment": wildcards.experiment, "seed": int(wildcards.seed)}
+    write_outcome({"metrics": trajectory_rows(snakemake.params.spec, key["seed"])}, snakemake.output.tables, **key)

@@ -1,5 +1,6 @@
-import reclaim.preload  # noqa: F401  (hands the job to the preloaded parent)
 from _standalone import snakemake
+
+import reclaim.preload  # noqa: F401  (hands the job to the preloaded parent)
 from reclaim.job import job
 
 with job(snakemake) as context:
@@ -27,4 +28,3 @@ with job(snakemake) as context:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(training, folder / "training.json")
-        context.seal(folder)

@@ -1,7 +1,10 @@
 """A made-up run for the tests of the report: every table it reads, with the variants that the chain writes."""
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
+
 from reclaim import tables
 from reclaim.claims import decide
 from reclaim.claims_yaml import Check, Claim
@@ -49,8 +52,18 @@ def make_metrics():
     rng, rows = np.random.default_rng(0), []
 
     def add(paper, experiment, variant, seed, metric, value, unit="fraction", n=1000):
-        rows.append(dict(paper=paper, experiment=experiment, variant=variant, seed=seed, metric=metric, value=float(value),
-                         n=n, unit=unit))  # fmt: skip
+        rows.append(
+            dict(
+                paper=paper,
+                experiment=experiment,
+                variant=variant,
+                seed=seed,
+                metric=metric,
+                value=float(value),
+                n=n,
+                unit=unit,
+            )
+        )
 
     for seed in SEEDS["mlm_masking"]:
         task = {
@@ -104,13 +117,34 @@ def make_costs():
                 ("wall_s", wall, "s"),
                 ("peak_mem_bytes", peak * 2**20, "bytes"),
             ):
-                rows.append(dict(paper="mlm_masking", experiment="rates", variant={}, seed=seed, stage=stage,
-                                 job=f"{stage}.s{seed}", measure=measure, value=value, unit=unit))  # fmt: skip
+                rows.append(
+                    dict(
+                        paper="mlm_masking",
+                        experiment="rates",
+                        variant={},
+                        seed=seed,
+                        stage=stage,
+                        job=f"{stage}.s{seed}",
+                        measure=measure,
+                        value=value,
+                        unit=unit,
+                    )
+                )
     for model, base in (("opt-8.55m", 50), ("embedding-200mb", 12)):
         for method, factor in (("inference", 1.0), ("mezo", 1.02), ("lora", 2.1), ("backprop", 5.4)):
-            rows.append(dict(paper="mezo", experiment="memory", variant={"model": model, "method": method}, seed=0,
-                             stage="memory", job=f"{model}.{method}", measure="peak_bytes", value=base * factor * 2**20,
-                             unit="bytes"))  # fmt: skip
+            rows.append(
+                dict(
+                    paper="mezo",
+                    experiment="memory",
+                    variant={"model": model, "method": method},
+                    seed=0,
+                    stage="memory",
+                    job=f"{model}.{method}",
+                    measure="peak_bytes",
+                    value=base * factor * 2**20,
+                    unit="bytes",
+                )
+            )
     return tables.frame(rows, "costs")
 
 
@@ -120,8 +154,18 @@ def make_curves():
 
     def add(paper, experiment, variant, seed, steps, measure, values, unit):
         for step, value in zip(steps, values, strict=True):
-            rows.append(dict(paper=paper, experiment=experiment, variant=tables.variant_json(variant), seed=seed,
-                             step=int(step), measure=measure, value=float(value), unit=unit))  # fmt: skip
+            rows.append(
+                dict(
+                    paper=paper,
+                    experiment=experiment,
+                    variant=tables.variant_json(variant),
+                    seed=seed,
+                    step=int(step),
+                    measure=measure,
+                    value=float(value),
+                    unit=unit,
+                )
+            )
 
     for seed in SEEDS["mlm_masking"]:
         for rate in RATES:
@@ -140,46 +184,134 @@ def make_curves():
 
 AT_15, AT_40, AT_80 = ({"corruption": rate, "task": "topics"} for rate in (0.15, 0.4, 0.8))
 MEZO = {"method": "mezo", "pretraining": "polarity", "objective": "loss", "prompt": True, "labels": {"not": "shuffled"}}
-MASKING = {"paper": "mlm_masking", "experiment": "rates", "metric": "accuracy", "source": "abstract",
-           "differ_in": ("prediction",)}  # fmt: skip
+MASKING = {
+    "paper": "mlm_masking",
+    "experiment": "rates",
+    "metric": "accuracy",
+    "source": "abstract",
+    "differ_in": ("prediction",),
+}
 METHOD = {"paper": "mezo", "experiment": "methods", "metric": "accuracy", "source": "abstract"}
 CLAIMS = (
-    Claim(claim="T1-not-worse", headline=True, kind="not_inferior", margin=0.02, treatment=AT_40, baseline=AT_15,
-          statement="A model pre-trained at a masking rate of 40 % is not worse after fine-tuning than one at 15 %.",
-          paper_value="MNLI 84.5 at 40 %, 84.2 at 15 %", paper_estimate=0.003, **MASKING),
-    Claim(claim="T1-better", kind="superior", treatment=AT_40, baseline=AT_15, statement="It is better.",
-          paper_value="MNLI +0.3", paper_estimate=0.003, **MASKING),
-    Claim(claim="T2", headline=True, kind="ratio", at_least=0.95, treatment=AT_80, baseline=AT_40,
-          statement="A masking rate of 80 % keeps at least 95 % of the fine-tuning performance.",
-          paper_value="MNLI 80.8 of 84.5, a ratio of 0.956", paper_estimate=0.956,
-          scale_note="At this scale the rate of 80 % is late rather than worse: the training length decides.", **MASKING),
-    Claim(claim="T3", kind="superior", treatment={"corruption": 0.8}, baseline={"corruption": 0.4}, margin=0.5,
-          statement="The loss at the run's own rate rises steeply with the rate.", paper_value="perplexity 69.4 to 1141.4",
-          paper_estimate=2.8, **(MASKING | {"metric": "pretrain_loss"})),
-    Claim(claim="T4", kind="slope", overlay="overnight", over={"key": "model", "values": {"small": 1, "medium": 2}},
-          treatment=AT_40, baseline=AT_15, statement="Larger models have a higher best masking rate.",
-          paper_value="large 40 %, base and medium 20 %", **(MASKING | {"experiment": "sizes"})),
-    Claim(claim="C2", headline=True, kind="superior", treatment=MEZO, paper_value="SST-2 93.3 against 79.0",
-          baseline={"best_of": [{"method": "zero_shot"}, {"method": "calibrated"}]}, paper_estimate=0.143,
-          statement="MeZO beats zero-shot prompting, calibrated or not.", **METHOD),
-    Claim(claim="C5", kind="superior", treatment={"method": "zero_shot"}, baseline={"method": "backprop", "scheme": "uniform"},
-          statement="A claim made up to be contradicted.", paper_value="qualitative", **METHOD),
-    Claim(claim="C8", kind="superior", margin=0.1, treatment=MEZO, baseline={"method": "mezo", "pretraining": "random"},
-          differ_in=("scheme",),
-          statement="Pre-training is essential: the same budget leaves a random model near chance.",
-          paper_value="qualitative", gates=(Check(name="zero-shot", metric="accuracy", experiment="methods",
-          where={"method": "zero_shot"}, between=(0.9, 1.0)),), **METHOD),
-    Claim(claim="C9", kind="bound", at_most=100_000, min_seeds=1, resample="exact", treatment={"model": "polarity"},
-          statement="The trajectory of 20,000 steps is stored in less than 0.1 MB.", paper_value="less than 0.1 MB",
-          paper_estimate=100_000, **(METHOD | {"experiment": "trajectory", "metric": "log_bytes"})),
-    Claim(claim="C11", not_testable="out of a CPU's reach", overlay="paper", paper="mezo", source="section 3.3",
-          statement="MeZO scales to 66 billion parameters.", paper_value="OPT-66B: SST-2 93.6"),
-)  # fmt: skip
-
-
-def make_claims(metrics, costs):
-    """Decide CLAIMS as the chain does: every verdict and most kinds are among them."""
-    return decide(CLAIMS, metrics, costs=costs)
+    Claim(
+        claim="T1-not-worse",
+        headline=True,
+        kind="not_inferior",
+        margin=0.02,
+        treatment=AT_40,
+        baseline=AT_15,
+        statement="A model pre-trained at a masking rate of 40 % is not worse after fine-tuning than one at 15 %.",
+        paper_value="MNLI 84.5 at 40 %, 84.2 at 15 %",
+        paper_estimate=0.003,
+        **MASKING,
+    ),
+    Claim(
+        claim="T1-better",
+        kind="superior",
+        treatment=AT_40,
+        baseline=AT_15,
+        statement="It is better.",
+        paper_value="MNLI +0.3",
+        paper_estimate=0.003,
+        **MASKING,
+    ),
+    Claim(
+        claim="T2",
+        headline=True,
+        kind="ratio",
+        at_least=0.95,
+        treatment=AT_80,
+        baseline=AT_40,
+        statement="A masking rate of 80 % keeps at least 95 % of the fine-tuning performance.",
+        paper_value="MNLI 80.8 of 84.5, a ratio of 0.956",
+        paper_estimate=0.956,
+        scale_note="At this scale the rate of 80 % is late rather than worse: the training length decides.",
+        **MASKING,
+    ),
+    Claim(
+        claim="T3",
+        kind="superior",
+        treatment={"corruption": 0.8},
+        baseline={"corruption": 0.4},
+        margin=0.5,
+        statement="The loss at the run's own rate rises steeply with the rate.",
+        paper_value="perplexity 69.4 to 1141.4",
+        paper_estimate=2.8,
+        **(MASKING | {"metric": "pretrain_loss"}),
+    ),
+    Claim(
+        claim="T4",
+        kind="slope",
+        overlay="overnight",
+        over={"key": "model", "values": {"small": 1, "medium": 2}},
+        treatment=AT_40,
+        baseline=AT_15,
+        statement="Larger models have a higher best masking rate.",
+        paper_value="large 40 %, base and medium 20 %",
+        **(MASKING | {"experiment": "sizes"}),
+    ),
+    Claim(
+        claim="C2",
+        headline=True,
+        kind="superior",
+        treatment=MEZO,
+        paper_value="SST-2 93.3 against 79.0",
+        baseline={"best_of": [{"method": "zero_shot"}, {"method": "calibrated"}]},
+        paper_estimate=0.143,
+        statement="MeZO beats zero-shot prompting, calibrated or not.",
+        **METHOD,
+    ),
+    Claim(
+        claim="C5",
+        kind="superior",
+        treatment={"method": "zero_shot"},
+        baseline={"method": "backprop", "scheme": "uniform"},
+        statement="A claim made up to be contradicted.",
+        paper_value="qualitative",
+        **METHOD,
+    ),
+    Claim(
+        claim="C8",
+        kind="superior",
+        margin=0.1,
+        treatment=MEZO,
+        baseline={"method": "mezo", "pretraining": "random"},
+        differ_in=("scheme",),
+        statement="Pre-training is essential: the same budget leaves a random model near chance.",
+        paper_value="qualitative",
+        gates=(
+            Check(
+                name="zero-shot",
+                metric="accuracy",
+                experiment="methods",
+                where={"method": "zero_shot"},
+                between=(0.9, 1.0),
+            ),
+        ),
+        **METHOD,
+    ),
+    Claim(
+        claim="C9",
+        kind="bound",
+        at_most=100_000,
+        min_seeds=1,
+        resample="exact",
+        treatment={"model": "polarity"},
+        statement="The trajectory of 20,000 steps is stored in less than 0.1 MB.",
+        paper_value="less than 0.1 MB",
+        paper_estimate=100_000,
+        **(METHOD | {"experiment": "trajectory", "metric": "log_bytes"}),
+    ),
+    Claim(
+        claim="C11",
+        not_testable="out of a CPU's reach",
+        overlay="paper",
+        paper="mezo",
+        source="section 3.3",
+        statement="MeZO scales to 66 billion parameters.",
+        paper_value="OPT-66B: SST-2 93.6",
+    ),
+)
 
 
 MANIFEST = {
@@ -194,9 +326,12 @@ MANIFEST = {
 }
 
 
-def arguments():
-    """The keyword arguments of `build_report`, without the template."""
+@cache
+def _frames():
     metrics, costs = make_metrics(), make_costs()
-    return dict(
-        claims=make_claims(metrics, costs), metrics=metrics, costs=costs, curves=make_curves(), manifest=MANIFEST
-    )
+    return dict(claims=decide(CLAIMS, metrics, costs=costs), metrics=metrics, costs=costs, curves=make_curves())
+
+
+def arguments():
+    """The keyword arguments of `build_report`, without the template; the frames are the caller's own."""
+    return {name: frame.copy() for name, frame in _frames().items()} | {"manifest": MANIFEST}

@@ -116,7 +116,8 @@ def train_head_only(model: nn.Module) -> nn.Module:
     """
     head = model.get_output_embeddings()
     if head is not None and head.weight is model.get_input_embeddings().weight:
-        head.weight = nn.Parameter(head.weight.detach().clone())
+        for name, parameter in list(head.named_parameters(recurse=False)):  # RoBERTa's decoder shares its bias, too
+            setattr(head, name, nn.Parameter(parameter.detach().clone()))
         model.config.tie_word_embeddings = False
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(f"{model.base_model_prefix}."))

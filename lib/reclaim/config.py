@@ -139,18 +139,26 @@ def _check_experiment(config: dict, place: str, experiment: dict) -> None:
             scratch = config["models"][model]["source"] == "scratch"
             if scratch and not {"data", "recipe", "masking"} <= set(checkpoint):
                 raise InputError(
-                    f"config: {where}", f"the model {model!r}, which starts from scratch", "the keys data, recipe, masking"
+                    f"config: {where}",
+                    f"the model {model!r}, which starts from scratch",
+                    "the keys data, recipe, masking",
                 )
             for masking in checkpoint.get("masking", []):
                 if masking["scheme"] == "pmi" and checkpoint.get("data") not in config.get("pmi", {}):
-                    raise InputError(f"config: {where}.masking", "the scheme pmi", f"an entry of `pmi` for {checkpoint.get('data')!r}")
+                    raise InputError(
+                        f"config: {where}.masking",
+                        "the scheme pmi",
+                        f"an entry of `pmi` for {checkpoint.get('data')!r}",
+                    )
                 _check_masking(config, where, model, masking)
         if "data" in checkpoint:
             _must_exist(config, "data", checkpoint["data"], f"{where}.data")
         if "recipe" in checkpoint:
             _must_exist(config, "recipes", checkpoint["recipe"], f"{where}.recipe")
             if "max_length" not in config["recipes"][checkpoint["recipe"]]:
-                raise InputError(f"config: recipes.{checkpoint['recipe']}", "no max_length", "one, to pre-train with it")
+                raise InputError(
+                    f"config: recipes.{checkpoint['recipe']}", "no max_length", "one, to pre-train with it"
+                )
     for index, arm in enumerate(experiment["arms"]):
         where = f"{place}.arms[{index}]"
         trains = arm["method"] not in METHODS_WITHOUT_TRAINING

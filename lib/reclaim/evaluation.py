@@ -139,7 +139,7 @@ def naive_bayes_metrics(name: str, task: dict, data: TaskData, seeds: Iterable[i
 
 
 def evaluate_experiment(spec: dict, predictions, histories, trainings: dict[str, dict], tasks: dict[str, TaskData]):
-    """All rows of one experiment: (metrics, items, curves) without the columns paper and experiment.
+    """The outcome of one experiment (see `reclaim.outcome`): its metrics, items and curves.
 
     `predictions` and `histories` are the runs' tables put together, `trainings` the record of each checkpoint, `tasks` the
     data of each task (for the controls).
@@ -153,9 +153,13 @@ def evaluate_experiment(spec: dict, predictions, histories, trainings: dict[str,
         items.append(item_rows(rows, metric).assign(variant=variant, seed=seed))
     for (variant, seed), rows in histories.groupby(["variant", "seed"], sort=True):
         metrics += [{"variant": variant, "seed": seed, **row} for row in history_metrics(rows)]
-        best = rows[rows["learning_rate"].isin(rows.loc[rows["selected"], "learning_rate"])].dropna(subset=["dev_score"])
+        best = rows[rows["learning_rate"].isin(rows.loc[rows["selected"], "learning_rate"])].dropna(
+            subset=["dev_score"]
+        )
         means = best.groupby("step", sort=True)["dev_score"].mean()
-        curve = pd.DataFrame({"step": means.index, "value": means.to_numpy(), "measure": "dev_score", "unit": "fraction"})
+        curve = pd.DataFrame(
+            {"step": means.index, "value": means.to_numpy(), "measure": "dev_score", "unit": "fraction"}
+        )
         curves.append(curve.assign(variant=variant, seed=seed))
     for name, checkpoint in spec["checkpoints"].items():
         variant = variant_json({"model": checkpoint["model"], **checkpoint_variant(checkpoint)})
@@ -170,4 +174,8 @@ def evaluate_experiment(spec: dict, predictions, histories, trainings: dict[str,
         for name, data in tasks.items():
             if data.kind == "classification" and "few_shot" in spec["tasks"][name]:
                 metrics += naive_bayes_metrics(name, spec["tasks"][name], data, seeds)
-    return pd.DataFrame(metrics), pd.concat(items, ignore_index=True), pd.concat(curves, ignore_index=True)
+    return {
+        "metrics": pd.DataFrame(metrics),
+        "items": pd.concat(items, ignore_index=True),
+        "curves": pd.concat(curves, ignore_index=True),
+    }

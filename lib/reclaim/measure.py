@@ -5,6 +5,7 @@ al. 2023, abstract, section 2.1 and the memory figures).
 from __future__ import annotations
 
 import multiprocessing
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,27 +22,18 @@ from reclaim.optim.trajectory import record, replay
 from reclaim.seeding import derive
 
 
-def memory_rows(spec: dict, device: str) -> Iterator[dict]:
-    """Peak memory above the loaded model, its size, and the time of a step, by method and repeat: cost rows.
+def memory_rows(spec: dict, seed: int, device: str) -> Iterator[dict]:
+    """Peak memory above the loaded model, its size, and the time of a step, by method: cost rows of one repeat.
 
     Each figure comes from a process of its own, because memory that an allocator keeps hides what the next step uses.
     Methods: `inference` (the loss of a batch), `mezo` (full parameters, SGD), `lora` and `backprop` (Adam). Two steps are
     taken, so that the moments of Adam are there, and the second is timed.
     """
-    for seed in spec["seeds"]:
-        for method in spec["methods"]:
-            for measure, value, unit in _in_a_process(_measure_memory, spec, method, seed, device):
-                variant = {"model": "opt", "method": method, "parameters": "lora" if method == "lora" else "full"}
-                variant |= {"batch_size": spec["batch_size"], "sequence_length": spec["sequence_length"]}
-                yield {
-                    "variant": variant,
-                    "seed": seed,
-                    "stage": "memory",
-                    "job": f"{method}.s{seed}",
-                    "measure": measure,
-                    "value": float(value),
-                    "unit": unit,
-                }
+    for method in spec["methods"]:
+        variant = {"model": "opt", "method": method, "parameters": "lora" if method == "lora" else "full"}
+        variant |= {"batch_size": spec["batch_size"], "sequence_length": spec["sequence_length"]}
+        for measure, value, unit in _in_a_process(_measure_memory, spec, method, seed, device):
+            yield {"variant": variant, "measure": measure, "value": float(value), "unit": unit}
 
 
 def _measure_memory(spec: dict, method: str, seed: int, device: str) -> list[tuple[str, float, str]]:
@@ -93,28 +85,29 @@ def _lora(model, batch):
 _STEPS = {"inference": _inference, "mezo": _mezo, "lora": _lora, "backprop": _backprop}
 
 
-def trajectory_rows(spec: dict, folder: Path) -> Iterator[dict]:
+def trajectory_rows(spec: dict, seed: int) -> Iterator[dict]:
     """Size of the log of a full-length run and the largest difference of the weights it rebuilds: metric rows.
 
     The run is of `num_steps` steps on a quadratic in `num_parameters` weights, which exercises the log and not a model; the
     replay starts from the base weights in a process of its own, as it would elsewhere.
     """
-    for seed in spec["seeds"]:
-        path = folder / f"{seed}.mezo"
-        trained, base = _quadratic(spec["num_parameters"], seed), _quadratic(spec["num_parameters"], seed)
-        optimizer = MeZO(trained, learning_rate=1e-4, seed=seed)
+    trained, base = _quadratic(spec["num_parameters"], seed), _quadratic(spec["num_parameters"], seed)
+    optimizer = MeZO(trained, learning_rate=1e-4, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.mezo"
         with record(optimizer, path):
             for _ in range(spec["num_steps"]):
-                optimizer.step(lambda trained=trained: trained.weight.square().sum())
-        rebuilt = _in_a_process(_replayed, path, base)
-        rows = [
-            ("log_bytes", path.stat().st_size, "bytes"),
-            ("max_abs_difference", float(abs(rebuilt - trained.weight.detach().numpy()).max()), "1"),
-            ("distance_trained", float((trained.weight.detach() - base.weight.detach()).abs().max()), "1"),
-        ]
-        for metric, value, unit in rows:
-            variant = {"num_steps": spec["num_steps"], "num_parameters": spec["num_parameters"]}
-            yield {"variant": variant, "seed": seed, "metric": metric, "value": float(value), "n": 1, "unit": unit}
+                optimizer.step(lambda: trained.weight.square().sum())
+        rebuilt, size = _in_a_process(_replayed, path, base), path.stat().st_size
+    moved = float((trained.weight.detach() - base.weight.detach()).abs().max())
+    rows = [
+        ("log_bytes", size, "bytes"),
+        ("max_abs_difference", float(abs(rebuilt - trained.weight.detach().numpy()).max()), "1"),
+        ("max_abs_change", moved, "1"),
+    ]
+    for metric, value, unit in rows:
+        variant = {"num_steps": spec["num_steps"], "num_parameters": spec["num_parameters"]}
+        yield {"variant": variant, "metric": metric, "value": float(value), "n": 1, "unit": unit}
 
 
 def _quadratic(size: int, seed: int) -> torch.nn.Linear:

@@ -19,6 +19,7 @@ from reclaim.io import read_json
 from reclaim.seeding import derive
 from reclaim.tokenization import model_vocab_size
 
+
 def _auto_class(objective: str):
     import transformers
 
@@ -72,7 +73,6 @@ def load(folder: str | Path, objective: str, seed: int = 0, num_labels: int | No
 
     Raises `InputError` when the folder holds no model, or one of another architecture than the objective needs.
     """
-    import transformers
 
     place = str(folder)
     if not (Path(folder) / "config.json").exists():
@@ -102,7 +102,9 @@ def model_family(folder: str | Path) -> str:
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise InputError(str(folder), str(error).strip().splitlines()[0], "a model folder with a config.json") from error
+        raise InputError(
+            str(folder), str(error).strip().splitlines()[0], "a model folder with a config.json"
+        ) from error
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         return "masked"
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -130,7 +132,9 @@ def masked_lm_logits(model, hidden_states: torch.Tensor) -> torch.Tensor:
     """
     head = getattr(model, "lm_head", None) or getattr(model, "cls", None)
     if head is None:
-        raise InputError(type(model).__name__, "no lm_head or cls", "a masked language model of the RoBERTa or BERT family")
+        raise InputError(
+            type(model).__name__, "no lm_head or cls", "a masked language model of the RoBERTa or BERT family"
+        )
     return head(hidden_states)
 
 
@@ -166,4 +170,6 @@ def fetch(source: dict, out_dir: Path) -> None:
             "Check the network, the id, and HF_TOKEN for gated weights.",
         ) from error
     if not list(out_dir.glob("*.safetensors")):
-        raise InputError(f"model {source['id']}", "no safetensors weights", "weights in safetensors (pickles are refused)")
+        raise InputError(
+            f"model {source['id']}", "no safetensors weights", "weights in safetensors (pickles are refused)"
+        )

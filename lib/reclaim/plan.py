@@ -70,6 +70,11 @@ def make_plan(config: dict) -> Plan:
     return plan
 
 
+def dotted(name: str) -> str:
+    """A plan name as one path component: `paper.experiment.job`."""
+    return name.replace("/", ".")
+
+
 def masking_name(masking: dict) -> str:
     """`uniform-0.4`, `uniform-0.2-0.4` (corruption, prediction), `uniform-0.4-80-10-10`, `none`, `causal`."""
     if "corruption" not in masking:
@@ -95,7 +100,8 @@ def _checkpoints(config: dict, experiment: dict, seed: int):
                     "name": block.get("name", label),
                     "model": model,
                     "id": f"{block['data']}.{model}.{block['recipe']}.{label}.s{seed}",
-                    "spec": {k: block[k] for k in ("data", "recipe")} | {"model": model, "masking": masking, "seed": seed},
+                    "spec": {k: block[k] for k in ("data", "recipe")}
+                    | {"model": model, "masking": masking, "seed": seed},
                 }
 
 
@@ -113,7 +119,11 @@ def checkpoint_variant(checkpoint: dict) -> dict:
 
 
 def _variant(config: dict, checkpoint: dict, arm: dict) -> dict:
-    variant = {"model": checkpoint["model"], "pretraining": checkpoint["name"], **checkpoint_variant(checkpoint["spec"])}
+    variant = {
+        "model": checkpoint["model"],
+        "pretraining": checkpoint["name"],
+        **checkpoint_variant(checkpoint["spec"]),
+    }
     variant |= {"task": arm["task"], "method": arm["method"], "prompt": arm.get("prompt", True)}
     if "labels" in arm:
         variant["labels"] = arm["labels"]

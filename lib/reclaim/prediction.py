@@ -135,21 +135,34 @@ def generate_answers(
         for row, few in zip(rows, shown, strict=True)
     ]
     _log_cut(sum(prompt.cut for prompt in prompts), len(prompts))
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].input_ids), reverse=True)
+    ids = [prompt.input_ids for prompt in prompts]
+    return generate_texts(model, tokenizer, ids, max_new_tokens, batch_tokens=batch_tokens, progress=progress)
+
+
+def generate_texts(
+    model,
+    tokenizer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    batch_tokens: int = 8192,
+    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+) -> list[str]:
+    """Greedy continuations of token ids, each cut at the first newline or end of sequence and stripped."""
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
     newline = tokenizer.encode("\n", add_special_tokens=False)[-1:]
     stops = [*newline, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    answers = [""] * len(rows)
-    costs = [(len(prompts[row].input_ids) + max_new_tokens,) for row in order]
+    texts = [""] * len(prompts)
+    costs = [(len(prompts[row]) + max_new_tokens,) for row in order]
     with evaluating(model):
         for batch in progress(list(split_batches(costs, (batch_tokens,)))):
-            ids, mask = pad_right([prompts[order[i]].input_ids[::-1] for i in batch], pad_id, model.device)
+            ids, mask = pad_right([prompts[order[i]][::-1] for i in batch], pad_id, model.device)
             generated = model.generate(
                 input_ids=ids.flip(1), attention_mask=mask.flip(1), do_sample=False, num_beams=1,
                 max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=pad_id,
             )  # fmt: skip
-            for i, text in zip(
-                batch, tokenizer.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True), strict=True
-            ):
-                answers[order[i]] = text.split("\n")[0].strip()
-    return answers
+            answers = tokenizer.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True)
+            for i, text in zip(batch, answers, strict=True):
+                texts[order[i]] = text.split("\n")[0].strip()
+    return texts

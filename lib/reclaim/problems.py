@@ -28,8 +28,9 @@ from reclaim.errors import InputError
 from reclaim.metrics.qa import answer_f1, mean_answer_f1
 from reclaim.models import load, load_tokenizer, model_family
 from reclaim.objectives import minus_accuracy, minus_f1, option_scores, option_token_logprobs
+from reclaim.prediction import generate_texts
 from reclaim.prompting import EncodedOption, encode_plain, get_template
-from reclaim.scoring import evaluating, label_word_logits
+from reclaim.scoring import evaluating, label_word_logits, pad_right
 from reclaim.seeding import derive
 from reclaim.tasks import TaskData
 
@@ -95,15 +96,9 @@ class Problem:
         """What selection maximises: accuracy on development rows."""
         return float(np.mean(self.predict(rows).labels == frame["label"].to_numpy()))
 
-    def pad(self, sequences: Sequence[Sequence[int]], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """input_ids and attention_mask (rows, longest), padded on the right or left."""
-        lengths = np.fromiter(map(len, sequences), dtype=np.int64)
-        longest = lengths.max()
-        positions = np.arange(longest)[None, :]
-        mask = positions >= longest - lengths[:, None] if left else positions < lengths[:, None]
-        input_ids = np.full(mask.shape, self.pad_token_id, dtype=np.int64)
-        input_ids[mask] = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in sequences])
-        return torch.from_numpy(input_ids).to(self.device), torch.from_numpy(mask.astype(np.int64)).to(self.device)
+    def pad(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """input_ids and attention_mask (rows, longest), padded on the right."""
+        return pad_right(sequences, self.pad_token_id, self.device)
 
 
 def _parts(order: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -226,7 +221,8 @@ class OptionProblem(Problem):
     def padded(self, options: Sequence[EncodedOption]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """input_ids, attention_mask (left-padded) and option lengths of a batch of options."""
         lengths = torch.tensor([option.option_length for option in options], device=self.device)
-        return *self.pad([option.input_ids for option in options], left=True), lengths
+        input_ids, attention_mask = self.pad([option.input_ids[::-1] for option in options])
+        return input_ids.flip(1), attention_mask.flip(1), lengths
 
 
 class GenerationProblem(OptionProblem):
@@ -254,29 +250,13 @@ class GenerationProblem(OptionProblem):
         return super().objective(batch)
 
     def predict(self, rows: Sequence[EncodedOptions]) -> Predictions:
-        order = sorted(range(len(rows)), key=lambda row: -len(rows[row].prompt))
-        texts = [""] * len(rows)
-        with evaluating(self.model):
-            for part in _parts(order):
-                for index, text in zip(part, self._generate([rows[i] for i in part]), strict=True):
-                    texts[index] = text
-        return Predictions(np.full(len(rows), -1), np.zeros((len(rows), 0), dtype=np.float32), texts)
+        return Predictions(np.full(len(rows), -1), np.zeros((len(rows), 0), dtype=np.float32), self._generate(rows))
 
     def score(self, rows: Sequence[EncodedOptions], frame: pd.DataFrame) -> float:
-        return mean_answer_f1(self.predict(rows).texts, [row.answers for row in rows])
+        return mean_answer_f1(self._generate(rows), [row.answers for row in rows])
 
-    def _generate(self, batch: Sequence[EncodedOptions]) -> list[str]:
-        """Greedy answers, cut at the first newline or end of sequence, without the stop at the end of a sentence."""
-        input_ids, attention_mask = self.pad([row.prompt for row in batch], left=True)
-        tokenizer = self.tokenizer
-        newline = tokenizer.encode("\n", add_special_tokens=False)[-1:]
-        generated = self.model.generate(
-            input_ids=input_ids, attention_mask=attention_mask, do_sample=False, num_beams=1,
-            max_new_tokens=self.max_new_tokens, eos_token_id=[*newline, tokenizer.eos_token_id],
-            pad_token_id=self.pad_token_id,
-        )  # fmt: skip
-        texts = tokenizer.batch_decode(generated[:, input_ids.shape[1] :], skip_special_tokens=True)
-        return [text.split("\n")[0].strip() for text in texts]
+    def _generate(self, rows: Sequence[EncodedOptions]) -> list[str]:
+        return generate_texts(self.model, self.tokenizer, [row.prompt for row in rows], self.max_new_tokens)
 
 
 def make_problem(arm: dict, data: TaskData, device: torch.device | str, seed: int) -> Problem:

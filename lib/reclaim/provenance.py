@@ -39,10 +39,10 @@ def fingerprint(*names: str, lib: Path = LIB) -> str:
 
     Equal before and after an edit that changes only comments, docstrings or layout: each file counts as its syntax
     tree without bare strings. What counts, transitively: every import statement of the package, wherever it stands
-    (also in a function), with the `__init__` of the packages on the way; modules beside a script; a string that is the
-    full name of a module of the package (for `importlib.import_module`); and data files, where a string in a module
-    names a file, or a folder without Python files, beside that module or at the package's top. A name that is put
-    together at run time is not seen: name such a module in the call.
+    (also in a function); the `__init__` of the packages on the way, but not what those import for others; modules
+    beside a script; a string that is the full name of a module of the package (for `importlib.import_module`); and
+    data files, where a string in a module names a file, or a folder without Python files, beside that module or at the
+    package's top. A name that is put together at run time is not seen: name such a module in the call.
 
     `lib` is the import root; scripts are relative to the folder above it. Raises InputError for a name that is not
     there, and for a file that is not Python.
@@ -50,23 +50,31 @@ def fingerprint(*names: str, lib: Path = LIB) -> str:
     lib = Path(lib).resolve()
     found: dict[str, str] = {}
     pending = [_resolve(name, lib) for name in names]
+    followed = set()
     while pending:
         path = pending.pop()
-        if path in found:
+        if path in followed:
             continue
+        followed.add(path)
         source = _read(path)
         found[path] = source.digest
         folder = os.path.dirname(path)
-        if os.path.commonpath([folder, lib / PACKAGE]) == str(lib / PACKAGE):
-            package = os.path.relpath(folder, lib).split(os.sep)
-            pending += [file for name in _imported(source, package) if (file := _module_file(name, lib))]
+        inside = os.path.commonpath([folder, lib / PACKAGE]) == str(lib / PACKAGE)
+        package = os.path.relpath(folder, lib).split(os.sep) if inside else []
+        imported = _imported(source, package) - MACHINERY
+        for name in imported:
+            beside = os.path.join(folder, f"{name}.py")
+            if file := _module_file(name, lib):
+                pending.append(file)
+            elif not inside and os.path.isfile(beside):
+                pending.append(beside)
+        for parts in [name.split(".")[:-1] for name in imported] + [package]:
+            on_the_way = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+            for file in filter(None, (_module_file(name, lib) for name in on_the_way - MACHINERY)):
+                found[file] = _read(file).digest
+        if inside:
             for data in _data_files(source.strings, (folder, str(lib / PACKAGE))):
                 found[data] = hashlib.sha256(Path(data).read_bytes()).hexdigest()
-        else:
-            for name in _imported(source, None):
-                beside = os.path.join(folder, f"{name}.py")
-                file = _module_file(name, lib) or (os.path.isfile(beside) and beside)
-                pending += [file] if file else []
     total = hashlib.sha256()
     for name, digest in sorted((os.path.relpath(path, lib.parent), digest) for path, digest in found.items()):
         total.update(f"{name}\0{digest}\0".encode())
@@ -161,11 +169,8 @@ def _is_bare_string(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _imported(source: _Source, package: list[str] | None) -> set[str]:
-    """Full names of what a file may import, with the packages on the way; some may be no modules.
-
-    `package` is the package that holds the file, None for a script.
-    """
+def _imported(source: _Source, package: list[str]) -> set[str]:
+    """Full names of what a file of `package` (empty for a script) may import; some may be no modules."""
     names = {text for text in source.strings if re.fullmatch(rf"{PACKAGE}(\.\w+)+", text)}
     for level, module, attributes in source.imports:
         base = module
@@ -173,12 +178,7 @@ def _imported(source: _Source, package: list[str] | None) -> set[str]:
             base = ".".join(package[: len(package) - level + 1] + ([module] if module else []))
         names.add(base)
         names.update(f"{base}.{attribute}" for attribute in attributes)
-    if package:
-        names.add(".".join(package))
-    for name in list(names):
-        parts = name.split(".")
-        names.update(".".join(parts[:length]) for length in range(1, len(parts)))
-    return names - MACHINERY
+    return names
 
 
 def _data_files(strings: frozenset[str], places: tuple[str, str]) -> Iterator[str]:

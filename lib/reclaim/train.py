@@ -106,8 +106,9 @@ def train(
     """Train the parameters of `model` that require a gradient, in place, for `recipe.num_train_steps` updates.
 
     `batches(step)` gives the micro-batches of an update, `loss_function(micro_batch)` its summed loss and count.
-    `after_step(n)` is called after n updates (evaluation; the model is in train mode, and put back into it). With `state_path` the state is written there at most every `save_seconds`, a state found there is
-    resumed from if it names the same `run` (whatever identifies it: parameters, data, code), recipe and seed, and the file is
+    `after_step(n)` is called after n updates (evaluation; the model is in train mode, and put back into it). With
+    `state_path` the state is written there at most every `save_seconds`, a state found there is resumed from if it names the
+    same `run` (whatever identifies it: parameters, data, code), recipe and seed, and the file is
     removed at the end. `progress` wraps the range of steps (tqdm or the job's own).
 
     Raises `InputError` when the loss stops being finite (it names the step).

@@ -11,8 +11,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import reclaim.torchvision_shim  # noqa: F401
 import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import OPTConfig, OPTForCausalLM, RobertaConfig, RobertaForMaskedLM
+from transformers.models.roberta.modeling_roberta import RobertaLMHead, RobertaModel
+
+import reclaim.torchvision_shim  # noqa: F401
 from harness import companion
 from reclaim.adapters import add_lora, add_prefix
 from reclaim.objectives import (
@@ -26,10 +31,6 @@ from reclaim.objectives import (
 from reclaim.optim import MeZO
 from reclaim.optim.blocks import measure_block_scales
 from reclaim.optim.streams import Scratch, SequentialDirection, Slot, legacy_numpy_seeds
-from safetensors.torch import load_file
-from torch import nn
-from transformers import OPTConfig, OPTForCausalLM, RobertaConfig, RobertaForMaskedLM
-from transformers.models.roberta.modeling_roberta import RobertaLMHead, RobertaModel
 
 Named = list[tuple[str, nn.Parameter]]
 

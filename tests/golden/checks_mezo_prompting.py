@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+
 from reclaim.errors import InputError
 from reclaim.metrics.qa import accuracy, answer_f1, exact_match, normalize_answer
 from reclaim.prompting import MaskedTemplate, encode_plain, get_template
@@ -181,10 +182,11 @@ def check_accuracy(path: Path) -> int:
 
 @cache
 def _opt(folder: Path):
-    import reclaim.torchvision_shim  # noqa: F401
     import torch
     from safetensors.torch import load_file
     from transformers import OPTConfig, OPTForCausalLM
+
+    import reclaim.torchvision_shim  # noqa: F401
 
     model = OPTForCausalLM(OPTConfig(**json.loads((folder / "opt_config.json").read_text())))
     weights = load_file(folder / "opt_init.safetensors")

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file
+
 from harness import companion
 from reclaim import fairseq, pmi
 from reclaim.blocks import token_blocks
@@ -15,7 +17,6 @@ from reclaim.masking_legacy import mask_fairseq, mask_spanbert, numpy_seed
 from reclaim.metrics import classification
 from reclaim.optim.fairseq_adam import FairseqAdam
 from reclaim.schedules import polynomial_decay, schedule
-from safetensors.torch import load_file
 
 SPECIAL_IDS = (0, 1, 2, 3)
 
@@ -309,12 +310,13 @@ def check_optim(path: Path) -> int:
 
 
 def check_tiny_preln(path: Path) -> int:
-    import reclaim.torchvision_shim  # noqa: F401
     from transformers import (
         RobertaPreLayerNormConfig,
         RobertaPreLayerNormForMaskedLM,
         RobertaPreLayerNormForSequenceClassification,
     )
+
+    import reclaim.torchvision_shim  # noqa: F401
 
     vectors = _read(path)
     size = vectors["config"]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from reclaim.blocks import token_blocks
 from reclaim.errors import InputError
 

@@ -16,7 +16,9 @@ CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 
 def merge(base, overlay):
     for key, value in overlay.items():
-        base[key] = merge(base.get(key, {}), value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        base[key] = (
+            merge(base.get(key, {}), value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        )
     return base
 
 

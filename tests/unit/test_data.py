@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from reclaim import data, data_local
 from reclaim.errors import InputError
 from reclaim.world.generators import GENERATORS

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from reclaim import data
 from reclaim.errors import InputError
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from reclaim.errors import InputError
 from reclaim.masking import Masker, draw_spans, span_lengths
 from reclaim.masking_legacy import numpy_seed

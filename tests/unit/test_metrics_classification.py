@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from reclaim.errors import InputError
-from reclaim.metrics.classification import GLUE_METRICS, accuracy, f1, glue_metrics, matthews, pearson, spearman
 from scipy import stats
 from sklearn import metrics as reference
+
+from reclaim.errors import InputError
+from reclaim.metrics.classification import GLUE_METRICS, accuracy, f1, glue_metrics, matthews, pearson, spearman
 
 
 @pytest.mark.parametrize("classes", [2, 3, 8])

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from reclaim.metrics.qa import (
     accuracy,
     answer_f1,

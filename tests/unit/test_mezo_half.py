@@ -3,14 +3,15 @@
 import copy
 
 import pytest
-import reclaim.torchvision_shim  # noqa: F401
 import torch
 import transformers
+from torch import nn
+
+import reclaim.torchvision_shim  # noqa: F401
 from reclaim.objectives import option_lm_loss
 from reclaim.optim import MeZO
 from reclaim.optim.just_in_time import JustInTime, round_to
 from reclaim.optim.streams import Scratch, trainable_slots
-from torch import nn
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 60}
 IDS = torch.randint(4, 60, (4, 9), generator=torch.Generator().manual_seed(1))
@@ -84,8 +85,7 @@ def test_only_norms_and_biases_of_a_transformer_need_a_saved_copy():
         assert all(slots[index].parameter.dim() == 1 for index in copied)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("rng", ["sequential", "per_tensor"])
+@pytest.mark.parametrize(("dtype", "rng"), [(torch.bfloat16, "sequential"), (torch.float16, "per_tensor")])
 def test_no_weight_changes_in_200_steps_at_learning_rate_0(dtype, rng):
     model = build("opt").to(dtype)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from reclaim.errors import InputError
 from reclaim.optim import streams
 from reclaim.optim.streams import (

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 import reclaim
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked on Linux only")

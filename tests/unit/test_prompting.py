@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import yaml
+
 from checks_mezo_prompting import ToyTokenizer
 from reclaim.errors import InputError
 from reclaim.prompting import CausalTemplate, MaskedTemplate, get_template, leading_ids, parse_template, truncate_left

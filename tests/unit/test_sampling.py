@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from reclaim.errors import InputError
 from reclaim.sampling import balanced, evaluation_sample, icl_seeds, kshot, mezo_split, mezo_subset
 

@@ -1,6 +1,7 @@
 """Learning-rate schedules."""
 
 import pytest
+
 from reclaim.errors import InputError
 from reclaim.schedules import schedule
 

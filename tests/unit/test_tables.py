@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+
 from reclaim import tables
 from reclaim.errors import InputError
 

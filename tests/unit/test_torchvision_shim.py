@@ -5,7 +5,9 @@ import sys
 
 
 def test_timm_and_transformers_import_after_the_shim():
-    code = "import reclaim.torchvision_shim, timm, torchvision; from transformers import RobertaForMaskedLM; print('ok')"
+    code = (
+        "import reclaim.torchvision_shim, timm, torchvision; from transformers import RobertaForMaskedLM; print('ok')"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stdout.strip() == "ok", run.stderr
 

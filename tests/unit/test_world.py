@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
+
 from reclaim.data import validate_table
 from reclaim.errors import InputError
 from reclaim.world import baselines, generators, household, idioms, lexicon

@@ -51,28 +51,22 @@ def build_report(
         lstrip_blocks=True,
     )
     views = [claim_view(row, metrics, costs, manifest) for row in in_order(claims, [system.key for system in systems])]
-    return (
-        environment.get_template(template_path.name).render(
-            run=run_facts(manifest),
-            counts=[(name, *VERDICTS[name], sum(view["verdict"] == name for view in views)) for name in VERDICTS],
-            groups=summary_groups(views),
-            overview=[_exhibit_view(forest, "all") for forest in forests(views, "all")],
-            systems=[
-                _system_view(
-                    system,
-                    views,
-                    SystemTables(*(_of_paper(frame, system.key) for frame in (claims, metrics, costs, curves))),
-                )
-                for system in _all_systems(systems, claims, metrics)
-            ],
-            costs=cost_table(costs, manifest),
-            versions=[
-                (name, version or "not installed") for name, version in sorted(manifest.get("versions", {}).items())
-            ],
-            config=manifest.get("config", ""),
-        )
-        + "\n"
+    sections = []
+    for system in _all_systems(systems, claims, metrics):
+        tables = SystemTables(*(_of_paper(frame, system.key) for frame in (claims, metrics, costs, curves)))
+        sections.append(_section(system, views, tables))
+    versions = sorted(manifest.get("versions", {}).items())
+    page = environment.get_template(template_path.name).render(
+        run=run_facts(manifest),
+        counts=[(name, *VERDICTS[name], sum(view["verdict"] == name for view in views)) for name in VERDICTS],
+        groups=summary_groups(views),
+        overview=[_exhibit_view(forest, "all") for forest in forests(views, "all")],
+        sections=sections,
+        costs=cost_table(costs, manifest),
+        versions=[(name, version or "not installed") for name, version in versions],
+        config=manifest.get("config", ""),
     )
+    return page.strip() + "\n"
 
 
 def _all_systems(systems: Sequence[System], claims: pd.DataFrame, metrics: pd.DataFrame) -> list[System]:
@@ -82,7 +76,7 @@ def _all_systems(systems: Sequence[System], claims: pd.DataFrame, metrics: pd.Da
     return [*systems, *(System(key, key, "", "", "", (), lambda _: []) for key in sorted(named - known))]
 
 
-def _system_view(system: System, views: Sequence[dict[str, Any]], tables: SystemTables) -> dict[str, Any]:
+def _section(system: System, views: Sequence[dict[str, Any]], tables: SystemTables) -> dict[str, Any]:
     """Collect one system's section."""
     mine = [view for view in views if view["paper"] == system.key]
     in_run = not (tables.metrics.empty and tables.costs.empty)

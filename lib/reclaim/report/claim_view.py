@@ -172,7 +172,7 @@ def forests(views: Sequence[dict[str, Any]], key: str) -> list[Exhibit]:
         ]
         exhibits.append(Exhibit(
             key=f"forest-{slug(name)}",
-            title=f"Claims with an interval: {name}",
+            title=f"Estimates and intervals: {name}",
             caption=FOREST_CAPTION if not exhibits else "Read like the plot before it.",
             svg=row_plot(f"{key}-forest-{slug(name)}", rows, name, texts=texts,
                          zero=1.0 if name == "ratios" else None if name.startswith("levels") else 0.0,

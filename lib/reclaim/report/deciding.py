@@ -26,7 +26,8 @@ PLACE = re.compile(r"(metrics|items|costs)\.parquet: paper .*?, experiment (.+?)
 class DecidingRows:
     """`columns` and `rows` are text, values as the table has them.
 
-    `shared` are the variant keys that all rows have alike; `by_seed` is the claim's own number for each seed, empty where it is not one per seed.
+    `shared` are the variant keys that all rows have alike. `by_seed` is the claim's own number for each seed, empty
+    where it is not one per seed.
     """
 
     columns: Sequence[str] = ()

@@ -162,6 +162,11 @@ def percent(value: float, places: int = 1) -> str:
     return fixed(value * 100, places) if value is not None else "–"
 
 
+def shorten(text: str, room: int) -> str:
+    """Cut a label that would run out of the plot; the table below the plot has it whole."""
+    return text if len(text) <= room else text[: room - 1] + "…"
+
+
 def interval_text(estimate: float, low: float, high: float, places: int = 1, sign: bool = False) -> str:
     """Write `estimate [low, high]`, or the estimate alone where there is no interval or it has no width."""
     text = fixed(estimate, places, sign)
@@ -193,8 +198,9 @@ def row_plot(
             axes.axvline(zero, color=MUTED, linewidth=1)
         for place, row in enumerate(rows):
             _row(axes, row, place, bars)
-            text = {"transform": axes.get_yaxis_transform(), "va": "center", "bbox": BEHIND}
-            axes.text(0, place - 0.32, row.label, ha="left", **text)
+            text = {"transform": axes.get_yaxis_transform(), "va": "center", "bbox": BEHIND, "in_layout": False}
+            room = 54 - len(texts[place]) if place < len(texts) else 56
+            axes.text(0, place - 0.32, shorten(row.label, room), ha="left", **text)
             if place < len(texts):
                 axes.text(1, place - 0.32, texts[place], ha="right", color=MUTED, fontsize=9.5, **text)
         axes.set_ylim(len(rows) - 0.45, -0.6)
@@ -225,7 +231,7 @@ def line_plot(
             for index, series in enumerate(panel.series):
                 _series(axes, series, index, len(panel.series))
             _references(axes, panel.references)
-            axes.set_title(panel.title, loc="left")
+            axes.set_title(shorten(panel.title, 50), loc="left")
             axes.set_ylabel(panel.ylabel)
             axes.set_xlabel(xlabel)
             if xticks:
@@ -336,6 +342,7 @@ def _references(axes: Axes, references: Sequence[tuple[str, float]]) -> None:
 def _legend(figure: FigureBase, axes: Axes) -> None:
     """Put a legend below, in two columns where its labels fit."""
     handles, labels = axes.get_legend_handles_labels()
+    labels = [shorten(label, 50) for label in labels]
     columns = 2 if max(map(len, labels)) <= 22 else 1
     figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=columns)
 

@@ -1,0 +1,53 @@
+"""What an experiment leaves behind: a folder with some of the tables metrics, items, curves, costs, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reclaim.io import atomic_path, write_parquet
+from reclaim.tables import COLUMNS, concat, validate, variant_json
+
+CURVES = ("paper", "experiment", "variant", "seed", "step", "measure", "value", "unit")
+
+
+def write_outcome(outcome: Mapping[str, Any], folder: str | Path, **key: Any) -> None:
+    """Write an outcome, `key` (paper, experiment, seed) put beside each row, as one folder.
+
+    `outcome` has `metrics`, `items`, `curves`, `costs` (frames or iterables of rows, variants as mappings or texts) and
+    `pictures` (file name -> PNG bytes), each optional. Raises InputError for rows that do not fit their table.
+    """
+    with atomic_path(folder, directory=True) as temporary:
+        for kind in ("metrics", "items", "curves", "costs"):
+            if kind in outcome:
+                table = _with_key(outcome[kind], key)
+                write_parquet(_checked(table, kind, f"{folder}: {kind}"), temporary / f"{kind}.parquet")
+        for name, data in outcome.get("pictures", {}).items():
+            (temporary / "pictures").mkdir(exist_ok=True)
+            (temporary / "pictures" / name).write_bytes(data)
+
+
+def read_outcomes(folders: Iterable[str | Path], kind: str) -> pd.DataFrame:
+    """Join the tables of a kind that the folders hold, in an order that does not depend on theirs."""
+    paths = [Path(folder) / f"{kind}.parquet" for folder in folders]
+    tables = [pd.read_parquet(path) for path in paths if path.exists()]
+    if kind != "curves":
+        return concat(tables, kind)
+    joined = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(CURVES))
+    return joined.sort_values(["paper", "experiment", "variant", "seed", "measure", "step"], ignore_index=True)
+
+
+def _with_key(rows: pd.DataFrame | Iterable[Mapping[str, Any]], key: Mapping[str, Any]) -> pd.DataFrame:
+    table = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    if len(table):
+        table["variant"] = [value if isinstance(value, str) else variant_json(value) for value in table["variant"]]
+    return table.assign(**{name: value for name, value in key.items() if name not in table})
+
+
+def _checked(table: pd.DataFrame, kind: str, place: str) -> pd.DataFrame:
+    if kind == "curves":
+        return table[list(CURVES)]
+    return validate(table if len(table) else table.reindex(columns=list(COLUMNS[kind])), kind, place)

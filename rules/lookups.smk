@@ -1,0 +1,111 @@
+# Look-ups: what each stage's rules take as input and parameters, from the plan and the configuration.
+
+
+def source_files(wildcards):
+    """The user's own files behind a local data set: a change of one makes the data set anew."""
+    files = config["data"][wildcards.dataset].get("files", {})
+    return [os.path.expandvars(path) for path in files.values()]
+
+
+def checkpoint_inputs(wildcards):
+    spec = PLAN.checkpoints[wildcards.checkpoint]
+    model = config["models"][spec["model"]]
+    inputs = {
+        "data": f"{RESULTS}/data/{spec['data']}",
+        "tokenizer": f"{RESULTS}/tokenizers/{model['tokenizer']}",
+    }
+    if spec["masking"]["scheme"] == "pmi":
+        inputs["pmi"] = f"{RESULTS}/pmi/{spec['data']}.parquet"
+    return inputs
+
+
+def checkpoint_spec(wildcards):
+    """A checkpoint's parameters with names replaced by what they stand for."""
+    spec = PLAN.checkpoints[wildcards.checkpoint]
+    return {**spec, "model": config["models"][spec["model"]], "recipe": config["recipes"][spec["recipe"]]}
+
+
+def job_of(wildcards):
+    return PLAN.jobs[f"{wildcards.paper}/{wildcards.experiment}/{wildcards.job}"]
+
+
+def job_inputs(wildcards):
+    """Models and data sets of all arms of a job, in the order of its arms."""
+    arms = job_of(wildcards)["arms"]
+    return {
+        "models": list(dict.fromkeys(model_folder(arm["model"], arm["id"]) for arm in arms)),
+        "data": list(dict.fromkeys(f"{RESULTS}/data/{config['tasks'][arm['task']]['data']}" for arm in arms)),
+    }
+
+
+def job_spec(wildcards):
+    """A job's arms with names replaced by what they stand for."""
+    job = job_of(wildcards)
+    arms = []
+    for arm in job["arms"]:
+        task = config["tasks"][arm["task"]]
+        arms.append(
+            {
+                "method": arm["method"],
+                "model": model_folder(arm["model"], arm["id"]),
+                "dtype": config["models"][arm["model"]].get("dtype", "float32"),
+                "data": f"{RESULTS}/data/{task['data']}",
+                "task": task,
+                "recipe": config["recipes"][arm["recipe"]] if "recipe" in arm else {},
+                "variant": arm["variant"],
+            }
+        )
+    return {"paper": wildcards.paper, "experiment": wildcards.experiment, "seed": job["seed"], "arms": arms}
+
+
+def evaluation_of(wildcards):
+    return PLAN.evaluations[f"{wildcards.paper}/{wildcards.experiment}"]
+
+
+def evaluation_inputs(wildcards):
+    evaluation = evaluation_of(wildcards)
+    return {
+        "predictions": [f"{RESULTS}/runs/{job}/predictions.parquet" for job in evaluation["jobs"]],
+        "histories": [f"{RESULTS}/runs/{job}/history.parquet" for job in evaluation["jobs"]],
+        "checkpoints": [f"{RESULTS}/checkpoints/{name}" for name in evaluation["checkpoints"]],
+        "data": [f"{RESULTS}/data/{config['tasks'][task]['data']}" for task in evaluation["tasks"]],
+    }
+
+
+def evaluation_spec(wildcards):
+    evaluation = evaluation_of(wildcards)
+    return {
+        "paper": wildcards.paper,
+        "experiment": wildcards.experiment,
+        "checkpoints": {name: PLAN.checkpoints[name] for name in evaluation["checkpoints"]},
+        "reference_loss": evaluation["reference_loss"],
+        "controls": evaluation["controls"],
+        "tasks": {task: config["tasks"][task] for task in evaluation["tasks"]},
+    }
+
+
+def measurement_spec(wildcards):
+    return PLAN.measurements[f"{wildcards.paper}/{wildcards.experiment}"]
+
+
+MEASURED = [f"{chosen}/{spec['kind']}.s{seed}" for chosen, spec in PLAN.measurements.items() for seed in spec["seeds"]]
+
+
+def cost_files():
+    """The cost of every job that the tables rest on, stage by stage."""
+    tokenizers = {config["models"][spec["model"]]["tokenizer"] for spec in PLAN.checkpoints.values()}
+    data = {spec["data"] for spec in PLAN.checkpoints.values()}
+    data |= {config["tasks"][task]["data"] for e in PLAN.evaluations.values() for task in e["tasks"]}
+    data |= {name for tokenizer in tokenizers for name in config["tokenizers"][tokenizer]["data"]}
+    pmi = {spec["data"] for spec in PLAN.checkpoints.values() if spec["masking"]["scheme"] == "pmi"}
+    stages = {
+        "data": sorted(data),
+        "tokenizer": sorted(tokenizers),
+        "pmi": sorted(pmi),
+        "pretrain": list(PLAN.checkpoints),
+        "finetune": list(PLAN.jobs),
+        "evaluate": list(PLAN.evaluations),
+    }
+    for chosen, spec in PLAN.measurements.items():
+        stages.setdefault(spec["kind"], []).extend(f"{chosen}.s{seed}" for seed in spec["seeds"])
+    return [f"{RESULTS}/costs/{stage}/{dotted(name)}.json" for stage, names in stages.items() for name in names]
