@@ -10,6 +10,7 @@ inference, as a share of the largest tensor. Goal: MeZO's extra at most 0.05.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,11 @@ import torch
 from torch import nn
 
 METHODS = ("inference", "mezo", "mezo, adam", "backprop, adam", "lora, adam", "lora, mezo")
+
+# glibc otherwise keeps freed blocks in ways that depend on the order of sizes, and the figures scatter by tens of MiB.
+# So every block of 64 kB or more comes from the system and returns to it, and the high-water mark shows what is in
+# use.
+ENVIRONMENT = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 class OneTensor(nn.Module):
@@ -105,7 +111,8 @@ def main() -> None:
                 continue
             command = [sys.executable, __file__, "--threads", str(arguments.threads), "--measure", name, method]
             command += ["--batch", *map(str, arguments.batch)]
-            peak, largest = map(int, subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.split())
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=ENVIRONMENT).stdout
+            peak, largest = map(int, output.split())
             base = peak if base is None else base
             ratio = f"{peak / base:13.2f}" if base > 2**20 else f"{'-':>13}"
             print(f"  {method:16}{peak / 2**20:10.1f}{ratio}{(peak - base) / largest:8.3f}", flush=True)
