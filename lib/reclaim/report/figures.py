@@ -259,9 +259,8 @@ def curve_plot(
             style = ("-", "--", "-.", ":")[index % 4]
             runs = [curve for curve in curves if curve.label == label]
             for run in runs:
-                axes.plot(run.steps, run.values, color=colour, linewidth=0.7, alpha=0.35)
-            steps, means = _mean_curve(runs)
-            axes.plot(steps, means, color=colour, linewidth=2, linestyle=style, label=label)
+                axes.plot(*_thin(run.steps, run.values), color=colour, linewidth=0.7, alpha=0.35)
+            axes.plot(*_thin(*_mean_curve(runs)), color=colour, linewidth=2, linestyle=style, label=label)
         _references(axes, references)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
@@ -352,6 +351,15 @@ def _mean_curve(runs: Sequence[Curve]) -> tuple[list[float], list[float]]:
     tables = [dict(zip(run.steps, run.values, strict=True)) for run in runs]
     common = sorted(set.intersection(*(set(table) for table in tables)))
     return common, [float(np.mean([table[step] for table in tables])) for step in common]
+
+
+def _thin(steps: Sequence[float], values: Sequence[float], most: int = 240) -> tuple[list[float], list[float]]:
+    """Average neighbouring points of a long curve, so that a page with many runs stays small."""
+    size = -(-len(steps) // most)
+    if size < 2:
+        return list(steps), list(values)
+    places = range(0, len(steps), size)
+    return tuple([float(np.mean(axis[place : place + size])) for place in places] for axis in (steps, values))
 
 
 def _grid(axes: Axes, axis: str) -> None:

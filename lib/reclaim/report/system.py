@@ -66,8 +66,9 @@ def _records(frame: pd.DataFrame, experiment: str, column: str, name: str) -> li
         return []
     chosen = frame[(frame[column] == name) & (frame["experiment"] == experiment)]
     steps = chosen["step"] if "step" in chosen else [math.nan] * len(chosen)
+    variants = {text: tables.parse_variant(text) for text in chosen["variant"].unique()}
     return [
-        Record(tables.parse_variant(variant), int(seed), float(value), float(step))
+        Record(variants[variant], int(seed), float(value), float(step))
         for variant, seed, value, step in zip(chosen["variant"], chosen["seed"], chosen["value"], steps, strict=True)
     ]
 
