@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from transformers import OPTConfig, OPTForCausalLM
+import transformers
 
 import reclaim.torchvision_shim  # noqa: F401
 from reclaim.optim import MeZO
@@ -78,7 +78,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
 
     width = arguments.hidden_size
-    config = OPTConfig(
+    config = transformers.OPTConfig(
         vocab_size=arguments.vocab_size,
         hidden_size=width,
         word_embed_proj_dim=width,
@@ -86,7 +86,7 @@ def main() -> None:
         num_hidden_layers=arguments.num_layers,
         num_attention_heads=max(1, width // 64),
     )
-    model = OPTForCausalLM(config).eval()
+    model = transformers.OPTForCausalLM(config).eval()
     ids = torch.randint(4, arguments.vocab_size, tuple(arguments.batch))
 
     def loss() -> torch.Tensor:

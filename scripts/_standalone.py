@@ -30,7 +30,6 @@ def _build(arguments: list[str]):
 
     from snakemake.api import SnakemakeApi
     from snakemake.cli import parse_config
-    from snakemake.exceptions import print_exception
     from snakemake.iocontainers import Log, Snakemake
     from snakemake.settings.enums import Quietness
     from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
@@ -45,8 +44,7 @@ def _build(arguments: list[str]):
             workflow._prepare_dag(forceall=False, ignore_incomplete=True, lock_warn_only=True)
             workflow._build_dag()
         except Exception as error:
-            print_exception(error)
-            sys.exit(1)
+            sys.exit(f"{script}: no job for {target}. {type(error).__name__}: {error}")
         jobs = [job for job in workflow.dag.jobs if target in map(str, job.output)]
         if not jobs or Path(jobs[0].rule.script or "").name != script:
             made_by = f"made by rule {jobs[0].rule.name}" if jobs else "no output of a job"

@@ -12,6 +12,8 @@ with job(snakemake) as context:
 
     inputs = snakemake.input
     tables = {name: pd.read_parquet(inputs[name]) for name in ("claims", "metrics", "costs", "curves")}
-    page = build_report(**tables, manifest=run_manifest(snakemake.params.config), template_path=inputs.template)
+    config = snakemake.params.config
+    manifest = {**run_manifest(config), "overlay": config["overlay"]}
+    page = build_report(**tables, manifest=manifest, template_path=inputs.template)
     with atomic_path(snakemake.output.page) as path:
         path.write_text(page, encoding="utf-8")

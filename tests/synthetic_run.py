@@ -11,6 +11,7 @@ from reclaim.claims_yaml import Check, Claim
 
 SEEDS = {"mlm_masking": (101, 102, 103, 104), "mezo": (11, 12, 13, 14)}
 RATES = {0.15: 0.699, 0.4: 0.702, 0.8: 0.715}
+MEMORY = (("inference", 1.0, 0.2), ("mezo", 1.02, 0.5), ("lora", 2.1, 0.5), ("backprop", 5.4, 0.7))
 METHODS = (
     ({"method": "zero_shot"}, "polarity", 0.56, 0.08),
     ({"method": "calibrated"}, "polarity", 0.72, 0.05),
@@ -102,8 +103,10 @@ def make_metrics():
                 value = mean + (shift if method == "mezo" else shift / 10) + 0.01 * rng.normal()
                 add("mezo", "masking_rates", variant, seed, "accuracy", min(1, value))
                 add("mezo", "masking_rates", variant, seed, "auc", 0.8 + shift + 0.04 * rng.normal())
-    add("mezo", "trajectory", {"model": "polarity"}, 11, "log_bytes", 80_412, "bytes")
-    add("mezo", "trajectory", {"model": "polarity"}, 11, "max_abs_difference", 0.0, "weight")
+    for seed in SEEDS["mezo"]:
+        variant = {"num_steps": 20_000, "num_parameters": 1024}
+        add("mezo", "trajectory", variant, seed, "log_bytes", 80_412, "bytes", n=1)
+        add("mezo", "trajectory", variant, seed, "max_abs_difference", 0.0, "1", n=1)
     return tables.frame(rows, "metrics")
 
 
@@ -130,21 +133,13 @@ def make_costs():
                         unit=unit,
                     )
                 )
-    for model, base in (("opt-8.55m", 50), ("embedding-200mb", 12)):
-        for method, factor in (("inference", 1.0), ("mezo", 1.02), ("lora", 2.1), ("backprop", 5.4)):
-            rows.append(
-                dict(
-                    paper="mezo",
-                    experiment="memory",
-                    variant={"model": model, "method": method},
-                    seed=0,
-                    stage="memory",
-                    job=f"{model}.{method}",
-                    measure="peak_bytes",
-                    value=base * factor * 2**20,
-                    unit="bytes",
-                )
-            )
+    for seed in SEEDS["mezo"]:
+        for method, factor, seconds in MEMORY:
+            variant = {"model": "opt", "method": method, "batch_size": 16}
+            key = dict(paper="mezo", experiment="memory", variant=variant, seed=seed, stage="memory", job="measured")
+            peak = 50 * (factor + (0 if method == "inference" else (seed - 11) / 100)) * 2**20
+            rows.append(key | dict(measure="peak_bytes", value=peak, unit="bytes"))
+            rows.append(key | dict(measure="step_s", value=seconds, unit="s"))
     return tables.frame(rows, "costs")
 
 
@@ -296,7 +291,7 @@ CLAIMS = (
         at_most=100_000,
         min_seeds=1,
         resample="exact",
-        treatment={"model": "polarity"},
+        treatment={"num_steps": 20_000},
         statement="The trajectory of 20,000 steps is stored in less than 0.1 MB.",
         paper_value="less than 0.1 MB",
         paper_estimate=100_000,

@@ -19,7 +19,7 @@ def failed_checks(checks: Sequence[Check], claim: Claim, run: Run, seeds: list[i
             try:
                 failure = (_comparison if compare else _level)(check, claim, run, subset, seeds)
             except Stop as stop:
-                if check.optional:
+                if stop.verdict == "not_testable" and check.optional:
                     notes.append(f"{check.name} was not checked ({stop.reason})")
                     continue
                 failure = stop.reason

@@ -45,7 +45,6 @@ class Watch:
 
     problem: Problem
     dev_rows: list
-    dev_labels: Any
     folder: Path
     eval_steps: int
     num_train_steps: int
@@ -62,7 +61,7 @@ class Watch:
 
     def after(self, step: int) -> None:
         """Evaluate the development rows, and keep the weights if they are the best so far (the last, without selection)."""
-        score = self.problem.score(self.dev_rows, self.dev_labels) if self.dev_rows else float("nan")
+        score = self.problem.score(self.dev_rows) if self.dev_rows else float("nan")
         best = max((value for at, value in self.scores.items() if at < step), default=float("-inf"))
         self.scores[step] = score
         if not self.keep_best or score > best:
@@ -161,7 +160,6 @@ def _run_arm(
             watch = Watch(
                 problem,
                 encoded["dev"],
-                few_shot.dev,
                 place,
                 eval_steps,
                 recipe["num_train_steps"],

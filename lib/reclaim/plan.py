@@ -21,12 +21,14 @@ class Plan:
     `jobs`: `paper/experiment/name` -> one fine-tuning or prompting job: method, seed and its arms.
     `evaluations`: `paper/experiment` -> its jobs, checkpoints and controls.
     `measurements`: `paper/experiment` -> an experiment of a kind of its own (memory, trajectory).
+    `seeds`: `paper/experiment` -> its seeds, as fixed before the run.
     """
 
     checkpoints: Names = field(default_factory=dict)
     jobs: Names = field(default_factory=dict)
     evaluations: Names = field(default_factory=dict)
     measurements: Names = field(default_factory=dict)
+    seeds: dict[str, list[int]] = field(default_factory=dict)
 
 
 def make_plan(config: dict) -> Plan:
@@ -35,6 +37,7 @@ def make_plan(config: dict) -> Plan:
     for chosen in config["run"]:
         paper, _, name = chosen.partition("/")
         experiment = config["experiments"][paper][name]
+        plan.seeds[chosen] = experiment["seeds"]
         if "kind" in experiment:
             plan.measurements[chosen] = experiment
             continue

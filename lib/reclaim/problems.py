@@ -25,9 +25,9 @@ import torch.nn.functional as F
 
 from reclaim.adapters import add_lora, add_prefix, train_head_only
 from reclaim.errors import InputError
-from reclaim.metrics.qa import answer_f1, mean_answer_f1
+from reclaim.metrics.qa import mean_answer_f1
 from reclaim.models import load, load_tokenizer, model_family
-from reclaim.objectives import minus_accuracy, minus_f1, option_scores, option_token_logprobs
+from reclaim.objectives import minus_accuracy, option_scores, option_token_logprobs
 from reclaim.prediction import generate_texts
 from reclaim.prompting import EncodedOption, encode_plain, get_template
 from reclaim.scoring import evaluating, label_word_logits, pad_right
@@ -92,13 +92,24 @@ class Problem:
         restored[order] = scores
         return Predictions(restored.argmax(-1).numpy(), restored.numpy(), [""] * len(rows))
 
-    def score(self, rows: Sequence[Any], frame: pd.DataFrame) -> float:
-        """What selection maximises: accuracy on development rows."""
-        return float(np.mean(self.predict(rows).labels == frame["label"].to_numpy()))
+    def score(self, rows: Sequence[Any]) -> float:
+        """What selection maximises on development rows: accuracy; minus the squared error; answer F1."""
+        return float(np.mean(self.predict(rows).labels == np.array([row.label for row in rows])))
 
     def pad(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """input_ids and attention_mask (rows, longest), padded on the right."""
-        return pad_right(sequences, self.pad_token_id, self.device)
+        """input_ids and attention_mask (rows, longest), padded on the right.
+
+        Raises `InputError` for a token that the model has no row for (a word that a world's vocabulary lacks).
+        """
+        input_ids, attention_mask = pad_right(sequences, self.pad_token_id, self.device)
+        rows = self.model.get_input_embeddings().num_embeddings
+        if int(input_ids.max()) >= rows:
+            token = self.tokenizer.convert_ids_to_tokens(int(input_ids.max()))
+            raise InputError(
+                f"a text of the task, as tokenized for a vocabulary of {rows}", f"the token {token!r}",
+                "words that the tokenizer was trained on", "Add the word under `tokenizers.*.words`, or change the template.",
+            )  # fmt: skip
+        return input_ids, attention_mask
 
 
 def _parts(order: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -148,8 +159,8 @@ class RegressionProblem(HeadProblem):
         scores = super().predict(rows).scores
         return Predictions(scores[:, 0], scores, [""] * len(rows))
 
-    def score(self, rows: Sequence[Encoded], frame: pd.DataFrame) -> float:
-        return -float(np.mean((self.predict(rows).labels - frame["label"].to_numpy()) ** 2))
+    def score(self, rows: Sequence[Encoded]) -> float:
+        return -float(np.mean((self.predict(rows).labels - np.array([row.label for row in rows])) ** 2))
 
 
 class MaskedPromptProblem(Problem):
@@ -244,7 +255,7 @@ class GenerationProblem(OptionProblem):
 
     def objective(self, batch: Sequence[EncodedOptions]) -> torch.Tensor | float:
         if self.objective_name == "f1":
-            return minus_f1(lambda: self._generate(batch), [row.answers for row in batch], answer_f1)
+            return -self.score(batch)
         if self.objective_name == "accuracy":
             raise InputError("arms[*].objective", "'accuracy'", "loss or f1 for a task with generated answers")
         return super().objective(batch)
@@ -252,7 +263,7 @@ class GenerationProblem(OptionProblem):
     def predict(self, rows: Sequence[EncodedOptions]) -> Predictions:
         return Predictions(np.full(len(rows), -1), np.zeros((len(rows), 0), dtype=np.float32), self._generate(rows))
 
-    def score(self, rows: Sequence[EncodedOptions], frame: pd.DataFrame) -> float:
+    def score(self, rows: Sequence[EncodedOptions]) -> float:
         return mean_answer_f1(self._generate(rows), [row.answers for row in rows])
 
     def _generate(self, rows: Sequence[EncodedOptions]) -> list[str]:

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import nn
-from transformers import OPTConfig, OPTForCausalLM, RobertaConfig, RobertaForMaskedLM
-from transformers.models.roberta.modeling_roberta import RobertaLMHead, RobertaModel
 
 import reclaim.torchvision_shim  # noqa: F401
 from harness import companion
@@ -50,15 +49,17 @@ def tensors_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float,
 # ---------------------------------------------------------------------- models
 
 
-def opt_model(folder: Path, dtype: torch.dtype = torch.float32) -> OPTForCausalLM:
-    model = OPTForCausalLM(OPTConfig(**json.loads((folder / "opt_config.json").read_text())))
+def opt_model(folder: Path, dtype: torch.dtype = torch.float32) -> transformers.OPTForCausalLM:
+    model = transformers.OPTForCausalLM(transformers.OPTConfig(**json.loads((folder / "opt_config.json").read_text())))
     model.load_state_dict(load_file(folder / "opt_init.safetensors"), strict=False)
     model.tie_weights()
     return model.to(dtype).eval()
 
 
-def roberta_model(folder: Path, dtype: torch.dtype = torch.float32) -> RobertaForMaskedLM:
-    model = RobertaForMaskedLM(RobertaConfig(**json.loads((folder / "roberta_config.json").read_text())))
+def roberta_model(folder: Path, dtype: torch.dtype = torch.float32) -> transformers.RobertaForMaskedLM:
+    model = transformers.RobertaForMaskedLM(
+        transformers.RobertaConfig(**json.loads((folder / "roberta_config.json").read_text()))
+    )
     model.load_state_dict(load_file(folder / "roberta_init.safetensors"), strict=False)
     model.tie_weights()
     return model.to(dtype).eval()
@@ -67,10 +68,10 @@ def roberta_model(folder: Path, dtype: torch.dtype = torch.float32) -> RobertaFo
 class PromptRoberta(nn.Module):
     """The official model: a pooler and a classifier that nothing reads, and a decoder that is not tied."""
 
-    def __init__(self, config: RobertaConfig, num_labels: int):
+    def __init__(self, config: transformers.RobertaConfig, num_labels: int):
         super().__init__()
-        self.roberta = RobertaModel(config)
-        self.lm_head = RobertaLMHead(config)
+        self.roberta = transformers.RobertaModel(config)
+        self.lm_head = transformers.models.roberta.modeling_roberta.RobertaLMHead(config)
         self.lm_head.decoder.bias = self.lm_head.bias
         self.classifier = nn.Linear(config.hidden_size, num_labels)
 
@@ -80,7 +81,7 @@ class PromptRoberta(nn.Module):
 
 
 def prompt_model(folder: Path, num_labels: int, dtype: torch.dtype = torch.float32) -> PromptRoberta:
-    config = RobertaConfig(**json.loads((folder / "prompt_roberta_config.json").read_text()))
+    config = transformers.RobertaConfig(**json.loads((folder / "prompt_roberta_config.json").read_text()))
     model = PromptRoberta(config, num_labels)
     state = load_file(folder / f"prompt_roberta_{num_labels}cls_init.safetensors")
     missing, unexpected = model.load_state_dict(state, strict=False)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import transformers
-from transformers import DynamicCache
 
 import reclaim.torchvision_shim  # noqa: F401
 from reclaim.adapters import add_lora, add_prefix, train_head_only
@@ -107,7 +106,7 @@ def test_lora_refuses_layers_that_do_not_exist():
 
 def with_cache(model, prefix):
     """The same prefix by transformers' own cache, with the positions given explicitly."""
-    cache = DynamicCache(config=model.config)
+    cache = transformers.DynamicCache(config=model.config)
     for index, (keys, values) in enumerate(prefix):
         heads = [
             t.detach().view(len(t), -1, 8).transpose(0, 1)[None].expand(len(IDS), -1, -1, -1) for t in (keys, values)
@@ -132,7 +131,7 @@ def test_a_prefix_equals_past_keys_and_values_without_a_shift_of_positions(kind)
 def test_a_prefix_starts_as_real_activations(kind):
     tokens = torch.tensor([7, 30, 8])
     model, base = add_prefix(build(kind), init_tokens=tokens), build(kind)
-    cache = DynamicCache(config=base.config)
+    cache = transformers.DynamicCache(config=base.config)
     with torch.no_grad():
         base(input_ids=tokens[None], past_key_values=cache, use_cache=True)
     attentions = [module for module in model.modules() if hasattr(module, "prefix_keys")]

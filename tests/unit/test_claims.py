@@ -337,6 +337,7 @@ COMPARE = {"name": "training helps", "treatment": [T, B], "baseline": {"method":
         ({**COMPARE, "low_above": 0.0}, [0.7, 0.0, 0.7, 0.0], "invalid"),
         ({**COMPARE, "low_above": 0.0}, [0.3] * 3, "invalid"),
         (COMPARE, [0.3] * 3, "supported"),
+        ({**COMPARE, "low_above": 0.0, "optional": True}, [0.3] * 3, "invalid"),
         ({**COMPARE, "low_above": 0.0}, [], "invalid"),
         ({**COMPARE, "low_above": 0.0, "optional": True}, [], "supported"),
         ({**COMPARE, "of": "ratio", "mean_at_least": 1.5}, [0.3] * 4, "supported"),
@@ -426,6 +427,13 @@ def test_items_are_resampled_and_paired():
     assert gap.verdict == "invalid" and "item 0" in gap.reason
 
 
+def test_a_task_counts_once_however_many_items_it_has():
+    large, small = np.ones((4, 30)), np.zeros((4, 3))
+    new = items(large, {**T, "task": "a"}) + items(small, {**T, "task": "b"})
+    old = items(0 * large, {**B, "task": "a"}) + items(small, {**B, "task": "b"})
+    assert item_run(claim(), new, old).estimate == pytest.approx(0.5)
+
+
 def test_few_items_widen_the_interval():
     # Equal differences in every seed: seeds alone would give an interval of no width.
     new, old = np.tile([1, 1, 1, 0, 1], (4, 1)), np.tile([0, 1, 1, 1, 1], (4, 1))
@@ -461,6 +469,10 @@ def test_holm_is_within_a_paper_and_over_decided_claims():
     assert result.loc["A", "verdict"] == "supported" and result.loc["A", "holm_decision"] == "inconclusive"
     assert result.loc["A", "holm_p"] == pytest.approx(3 * result.loc["A", "p_value"])
     assert math.isnan(result.loc["D", "holm_p"]) and result.loc["D", "holm_decision"] == "not_testable"
+    other = parse(claim(experiment="A"), paper="other")
+    both = [*metrics, *({**row, "paper": "other"} for row in metrics)]
+    pair = decide([*parse(entries[0]), *other], tables.frame(both, "metrics"))
+    assert pair["holm_p"].tolist() == pair["p_value"].tolist() and pair["holm_decision"].tolist() == ["supported"] * 2
     alone = decide(parse(entries[0]), tables.frame(metrics, "metrics")).iloc[0]
     assert alone.holm_decision == "supported" and alone.holm_p == alone.p_value
 

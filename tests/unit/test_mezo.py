@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
-from transformers import OPTConfig, OPTForCausalLM, set_seed
 
 import reclaim.torchvision_shim  # noqa: F401
 from reclaim.errors import InputError
@@ -19,8 +19,8 @@ from reclaim.optim.streams import block_of
 
 
 def tiny_opt(dtype=torch.float32, dropout=0.1):
-    set_seed(0)
-    config = OPTConfig(
+    transformers.set_seed(0)
+    config = transformers.OPTConfig(
         vocab_size=60,
         hidden_size=16,
         num_hidden_layers=2,
@@ -31,7 +31,7 @@ def tiny_opt(dtype=torch.float32, dropout=0.1):
         dropout=dropout,
         init_std=0.2,
     )
-    return OPTForCausalLM(config).to(dtype)
+    return transformers.OPTForCausalLM(config).to(dtype)
 
 
 IDS = torch.randint(4, 60, (4, 9), generator=torch.Generator().manual_seed(1))

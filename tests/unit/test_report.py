@@ -310,7 +310,7 @@ def test_accuracy_by_masking_rate_shows_our_means_and_the_controls():
 
 
 def test_mezo_arms_are_named_by_what_differs_and_stand_beside_the_paper():
-    exhibit = next(e for e in figures_mezo.exhibits(system_tables("mezo")) if e.key.startswith("methods"))
+    exhibit = next(e for e in figures_mezo.exhibits(system_tables("mezo")) if e.key.startswith("methods-accuracy"))
     arms = {row[0]: row for row in exhibit.rows}
     assert set(arms) == {
         "zero-shot",
@@ -331,10 +331,30 @@ def test_mezo_arms_are_named_by_what_differs_and_stand_beside_the_paper():
 
 
 def test_memory_is_shown_relative_to_inference():
-    exhibit = next(e for e in figures_mezo.exhibits(system_tables("mezo")) if e.key == "memory")
-    rows = {row[0]: row for row in exhibit.rows}
-    assert rows["MeZO (opt-8.55m)"][1:] == ("51.0", "1.02", "1")
-    assert rows["backprop (opt-8.55m)"][1:] == ("270", "5.40", "12")
+    exhibits = {exhibit.key: exhibit for exhibit in figures_mezo.exhibits(system_tables("mezo"))}
+    rows = {row[0]: row for row in exhibits["memory"].rows}
+    assert rows["MeZO (opt)"][1:] == ("51.8", "1.03 [1.01, 1.06]", "1", "0.500", "4")  # 1.02, 1.03, 1.04, 1.05
+    assert rows["inference (opt)"][2] == "1.00" and rows["backprop (opt)"][3] == "12"
+    assert [row[2] for row in exhibits["trajectory"].rows] == ["80,412 bytes", "0"]
+
+
+def test_experiments_of_the_overnight_run_have_figures():
+    arguments = synthetic_run.arguments()
+    metrics = arguments["metrics"]
+    rates = metrics[metrics["experiment"] == "rates"]
+    methods = metrics[metrics["experiment"] == "methods"]
+    keys = ("schemes", "sizes", "pairs", "replacement")
+    mlm = [
+        rates.assign(experiment=name) for name in ("rates", "schemes", "sizes", "corruption_prediction", "replacement")
+    ]
+    shown = figures_mlm_masking.exhibits(system_tables("mlm_masking", metrics=pd.concat(mlm)))
+    assert {exhibit.key for exhibit in shown if exhibit.svg} >= set(keys)
+    mezo = pd.concat([methods.assign(experiment=name) for name in ("methods", "parameters", "estimators")])
+    f1 = methods.assign(experiment="causal", metric="qa_f1")
+    shown = figures_mezo.exhibits(system_tables("mezo", metrics=pd.concat([mezo, f1])))
+    drawn = {exhibit.key: exhibit.svg for exhibit in shown if exhibit.svg}
+    assert {key.split("-")[0] for key in drawn} >= {"methods", "parameters", "estimators", "causal"}
+    assert "test F1 (%)" in drawn["causal-qa_f1-last-polarity"]
 
 
 def test_a_plot_keeps_text_as_text_and_its_ids_apart():

@@ -51,11 +51,12 @@ def arms_exhibit(
     arms: Mapping[str, Sequence[Record]],
     caption: str,
     *,
+    score: str = "accuracy",
     colour: Callable[[Record], int] = lambda record: 0,
     paper: Callable[[Record], float] = lambda record: math.nan,
     paper_label: str = "",
 ) -> Exhibit:
-    """Draw one row an arm; `paper` gives the paper's accuracy (%) for an arm, or NaN."""
+    """Draw one row an arm; `score` names the metric, `paper` gives the paper's value (%) for an arm, or NaN."""
     rows, table = [], []
     for label, records in arms.items():
         values = list(by_seed(records, 100).values())
@@ -67,14 +68,14 @@ def arms_exhibit(
         title=title,
         caption=f"{HOW} {caption}",
         svg=row_plot(
-            f"{system}-{key}", rows, "test accuracy (%)", texts=[line[1] for line in table], paper_label=paper_label
+            f"{system}-{key}", rows, f"test {score} (%)", texts=[line[1] for line in table], paper_label=paper_label
         ),
-        alt="Mean test accuracy in per cent: "
+        alt=f"Mean test {score} in per cent: "
         + "; ".join(f"{line[0]}: {line[1]}" + (f" (paper {line[4]})" if paper_label else "") for line in table)
         + ".",
         columns=(
             "arm",
-            "mean accuracy (%) [95 % interval]",
+            f"mean {score} (%) [95 % interval]",
             "seeds",
             "by seed (%)",
             *(["the paper (%)"] if paper_label else []),

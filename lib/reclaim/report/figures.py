@@ -294,11 +294,11 @@ def _row(axes: Axes, row: Row, place: int, bars: bool) -> None:
     """Draw one row of a row plot: single seeds just below the interval, so that it does not hide them."""
     colour, marker = COLOURS[row.colour % len(COLOURS)], MARKERS[row.colour % len(MARKERS)]
     if bars:
-        axes.barh(place + 0.08, row.estimate, height=0.34, color=colour)
-    else:
-        if math.isfinite(row.low) and math.isfinite(row.high):
-            axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
-        axes.plot(row.points, [place + 0.24] * len(row.points), marker, color=colour, alpha=0.55, markersize=4.5, mew=0)
+        axes.barh(place + 0.08, row.estimate, height=0.34, color=colour, alpha=0.45)
+    if row.low < row.high < math.inf:
+        axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+    axes.plot(row.points, [place + 0.24] * len(row.points), marker, color=colour, alpha=0.55, markersize=4.5, mew=0)
+    if not bars:
         axes.plot(row.estimate, place, marker, color=colour, markersize=7.5, markeredgecolor="white", mew=0.8)
     if math.isfinite(row.paper):
         axes.plot(row.paper, place, "D", color="none", markeredgecolor=INK, markersize=6.5, mew=1.3)

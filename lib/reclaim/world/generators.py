@@ -22,6 +22,8 @@ GENERATORS = {
     "similarity": ("inference", "SIMILARITY"),
     "causes": ("choice", "CAUSES"),
     "questions": ("qa", "QUESTIONS"),
+    "episodes_corpus": ("episodes", "CORPUS"),
+    "episodes_tasks": ("episodes", "TASKS"),
 }
 
 

@@ -66,6 +66,28 @@ REMEDIES = {
 VERDICTS = ("yes", "maybe", "no")
 HOUSEHOLD_FUNCTION = tuple("the in of is has a where what colour who so because she he question answer , . ?".split())
 
+# --- episodes: natural tasks and tasks made up on the spot ------------------------------------------------------------
+# The word that announces a natural task, and its two classes: their label words and the words of their topics.
+NATURAL_TASKS = {
+    "kind": {"animal": "dog horse goat sheep", "plant": "oak fern moss ivy"},
+    "place": {"coast": "wave reef tide beach", "mountain": "peak ridge cliff slope"},
+    "weather": {"wet": "rain flood cloud storm", "dry": "dust drought desert heat"},
+    "meal": {"sweet": "honey cake sugar jam", "salty": "ham olive cheese pickle"},
+    "sound": {"music": "flute drum piano harp", "noise": "crash bang shout siren"},
+    "work": {"farm": "plough barn harvest tractor", "office": "desk folder printer meeting"},
+    "feeling": {"glad": "smile joy laugh cheer", "sorry": "tear grief sigh regret"},
+    "travel": {"road": "car lorry bridge lane", "rail": "train station platform track"},
+    "subject": {"science": "atom cell theory lab", "art": "paint sculpture gallery poem"},
+    "game": {"ball": "goal pitch racket keeper", "board": "chess pawn dice domino"},
+    "house": {"bath": "soap towel shower sink", "bed": "pillow blanket sheet lamp"},
+    "clothes": {"winter": "scarf glove coat boot", "summer": "sandal shorts cap shirt"},
+}
+# The word that announces a made-up task, and its label words: numbers, signs and letters.
+MADE_UP_TASK = "label"
+MADE_UP_LABELS = tuple("0 1 @ # $ % * ^ \\ { } A B C D E F G H I J K L M".split())
+# What a word of a topic is sometimes replaced by.
+EPISODE_NEUTRAL = tuple("thing stuff item part bit piece sort lot".split())
+
 
 def distinct(*groups: Iterable[str]) -> tuple[str, ...]:
     """Give every word of the groups once, in the order of first mention; phrases count as their words."""
@@ -76,4 +98,12 @@ IDIOM_WORDS = distinct(IDIOM_FUNCTION, *TOPIC_OWN, IDIOM_POOL)
 POLARITY_WORDS = distinct(POLARITY_FUNCTION, GOOD_WORDS, BAD_WORDS, POSITIVE, NEGATIVE, POLARITY_NOUNS, NEUTRAL)
 HOUSEHOLD_WORDS = distinct(
     HOUSEHOLD_FUNCTION, VERDICTS, PEOPLE, KEEPING, COLOURS, OBJECTS, PLACES, UNSTATED, REMEDIES, *REMEDIES.values()
+)
+EPISODE_WORDS = distinct(
+    [MADE_UP_TASK],
+    NATURAL_TASKS,
+    *NATURAL_TASKS.values(),
+    MADE_UP_LABELS,
+    EPISODE_NEUTRAL,
+    *(topics.values() for topics in NATURAL_TASKS.values()),
 )

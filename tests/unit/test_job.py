@@ -1,0 +1,371 @@
+"""The frame of every script: log, errors, costs, seals, signals; leases of devices; scripts run by hand."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from reclaim.errors import InputError
+from reclaim.io import read_json
+from reclaim.job import job, progress
+from reclaim.provenance import LIB
+from reclaim.tables import frame
+
+snakemake_io = pytest.importorskip("snakemake.iocontainers")
+
+
+def fake(folder: Path, threads: int = 1, resources=None, params=None, wildcards=None, **output: str):
+    """The object that Snakemake gives to a script."""
+    io = snakemake_io
+    return io.Snakemake(
+        io.InputFiles(fromdict={}),
+        io.OutputFiles(fromdict={name: str(folder / path) for name, path in output.items()}),
+        io.Params(fromdict=params or {}),
+        io.Wildcards(fromdict=wildcards or {}),
+        threads,
+        io.ResourceList(fromdict=resources or {}),
+        io.Log(fromdict={"log": str(folder / "logs" / "rule.log")}),
+        {},
+        "rule",
+        None,
+    )
+
+
+def test_output_goes_to_the_log_and_comes_back_afterwards(tmp_path, capfd):
+    for word in ("one", "two"):
+        with job(fake(tmp_path)):
+            print(f"printed {word}")
+            subprocess.run(["echo", f"child {word}"], check=True)
+            print("warned", file=sys.stderr)
+    print("after")
+    text = (tmp_path / "logs/rule.log").read_text()
+    assert all(f"{kind} {word}" in text for kind in ("printed", "child") for word in ("one", "two"))
+    assert text.count("warned") == 2 and text.count("--- ") == 2
+    assert capfd.readouterr().out == "after\n"
+
+
+def test_bad_input_ends_in_one_message(tmp_path, capfd):
+    with pytest.raises(SystemExit) as end, job(fake(tmp_path, cost="costs/s/j.json")):
+        raise InputError("config: data", "nothing", "something", "Write it.")
+    message = "config: data: found nothing; expected something. Write it.\n"
+    assert end.value.code == 1
+    assert capfd.readouterr().err == message
+    log = (tmp_path / "logs/rule.log").read_text()
+    assert log.count(message) == 1 and "Traceback" not in log
+    assert not (tmp_path / "costs").exists()
+
+
+def test_another_error_leaves_its_traceback_in_the_log(tmp_path, capfd):
+    with pytest.raises(SystemExit) as end, job(fake(tmp_path)):
+        raise KeyError("lost")
+    assert end.value.code == 1
+    shown = capfd.readouterr().err
+    assert "rule: KeyError: 'lost'" in shown and str(tmp_path / "logs/rule.log") in shown and "Traceback (" not in shown
+    assert "Traceback (most recent call last)" in (tmp_path / "logs/rule.log").read_text()
+
+
+def test_costs_are_rows_of_the_costs_table(tmp_path):
+    params = {"spec": {"seed": 11}, "code": "abc", "variant": {"b": 1, "a": [2]}}
+    snakemake = fake(
+        tmp_path, params=params, wildcards={"paper": "mezo", "experiment": "x"}, cost="costs/stage/a.b.json"
+    )
+    with job(snakemake) as context:
+        held = bytearray(120 << 20)
+        end = time.process_time() + 0.15
+        while time.process_time() < end:
+            pass
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass",
+            ]
+        )
+        context.count(tokens=5)
+        context.count(tokens=7, steps=2)
+        assert len(held)
+    table = frame(read_json(snakemake.output.cost), "costs")
+    assert set(table["unit"]) == {"s", "bytes", "count"}
+    key = table[["paper", "experiment", "variant", "seed", "stage", "job"]].drop_duplicates()
+    assert key.values.tolist() == [["mezo", "x", '{"a":[2],"b":1}', 11, "stage", "a.b"]]
+    value = table.set_index("measure")["value"]
+    assert 0.35 <= value["cpu_s"] < 3 and value["wall_s"] >= 0.3, "children count"
+    assert value["peak_mem_bytes"] > 120 << 20
+    assert (value["tokens"], value["steps"]) == (12, 2)
+
+
+def test_a_shared_job_belongs_to_no_experiment(tmp_path):
+    snakemake = fake(tmp_path, cost="costs/data/words.json")
+    with job(snakemake):
+        pass
+    table = frame(read_json(snakemake.output.cost), "costs")
+    assert table[["paper", "experiment", "variant", "seed"]].drop_duplicates().values.tolist() == [["", "", "{}", -1]]
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here")
+def test_the_peak_is_that_of_the_job(tmp_path):
+    held = bytearray(300 << 20)
+    del held
+    snakemake = fake(tmp_path, cost="costs/s/j.json")
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with job(snakemake):
+        held = bytearray(50 << 20)
+        del held
+    peak = next(row["value"] for row in read_json(snakemake.output.cost) if row["measure"] == "peak_mem_bytes")
+    assert resident + (45 << 20) < peak < resident + (120 << 20)
+
+
+def test_outputs_are_sealed_when_the_rule_asks_for_it(tmp_path):
+    snakemake = fake(tmp_path, model="model", cost="costs/s/j.json", seal="j.seal.json")
+    with job(snakemake):
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model/weights").write_text("w")
+    sums = read_json(tmp_path / "j.seal.json")
+    assert set(sums) == {"_model", "_cost.json"} and set(sums["_model"]) == {"weights"}
+
+
+def test_the_identity_follows_what_the_job_computes(tmp_path):
+    from reclaim.job import Job
+
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "rows").write_text("a")
+
+    def identity(**options) -> str:
+        snakemake = fake(tmp_path, **options)
+        snakemake.input = [str(data)]
+        return Job(snakemake, sys.stderr).identity()
+
+    first = identity(params={"spec": {"a": 1}})
+    assert first == identity(params={"spec": {"a": 1}}, resources={"mem_mb": 2000})
+    (data / ".snakemake_timestamp").touch()
+    assert first == identity(params={"spec": {"a": 1}})
+    assert first != identity(params={"spec": {"a": 2}})
+    assert first != identity(params={"spec": {"a": 1}}, threads=2)
+    (data / "rows").write_text("ab")
+    assert first != identity(params={"spec": {"a": 1}})
+
+
+def test_global_random_streams_and_threads_are_settled(tmp_path):
+    import numpy
+    import torch
+
+    draws = []
+    for _ in range(2):
+        with job(fake(tmp_path)) as context:
+            assert context.device() == torch.device("cpu")
+            draws.append((random.random(), numpy.random.random(), torch.rand(1).item()))
+            assert torch.get_num_threads() == 1 and os.environ["OMP_NUM_THREADS"] == "1"
+    assert draws[0] == draws[1]
+
+
+def test_progress_is_a_line_now_and_then_in_the_log(tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("reclaim.job.time.monotonic", lambda: next(clock))
+    with job(fake(tmp_path)) as context:
+        assert list(context.progress(range(9), desc="training")) == list(range(9))
+        assert list(context.progress(iter("ab"))) == ["a", "b"]
+    lines = [line for line in (tmp_path / "logs/rule.log").read_text().splitlines() if "training" in line]
+    assert [line.partition("training: ")[2] for line in lines] == [
+        "2 of 9, 105 s left",
+        "5 of 9, 48 s left",
+        "8 of 9, 11 s left",
+    ]
+
+
+def test_progress_is_a_bar_on_a_terminal():
+    controller, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as stream:
+        for _ in progress(range(3), desc="training", stream=stream):
+            time.sleep(0.6)
+        stream.flush()
+        assert b"training" in os.read(controller, 1 << 16)
+    os.close(controller)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_job_keeps_its_state_and_drops_what_is_half_written(tmp_path, number):
+    code = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_job import fake
+from reclaim.io import atomic_path, write_json
+from reclaim.job import job
+folder = Path({folder!r})
+terminal = sys.stdout
+with job(fake(folder, cost="costs/s/j.json")):
+    write_json(1, folder / "state.json")
+    with atomic_path(folder / "out" / "result.txt") as path:
+        path.write_text("half")
+        (folder / "ready").touch()
+        time.sleep(30)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code.format(tests=str(Path(__file__).parent), folder=str(tmp_path))],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    shown = process.communicate(timeout=20)[1]
+    assert process.returncode == 128 + number
+    assert shown.count("\n") == 1 and f"stopped by {number.name}" in shown and "Traceback" not in shown
+    assert read_json(tmp_path / "state.json") == 1
+    assert list((tmp_path / "out").iterdir()) == [] and not (tmp_path / "costs").exists()
+
+
+# --- Devices ----------------------------------------------------------------------------------------------------------
+
+LEASE = """
+import os, sys, time
+from reclaim.device import lease
+for each in lease(int(sys.argv[1])):
+    path = os.path.join(sys.argv[2], each)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL))  # fails if another job is on the device
+    held = path
+    print(each, flush=True)
+time.sleep(float(sys.argv[3]))
+for each in lease(int(sys.argv[1])):
+    os.unlink(os.path.join(sys.argv[2], each))
+"""
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """Three pretend devices that no other process knows."""
+    names = [f"test-{os.getpid()}-{time.monotonic_ns()}-{index}" for index in range(3)]
+    monkeypatch.setenv("RECLAIM_DEVICES", ",".join(names))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    yield names
+    for name in names:
+        Path(f"/tmp/reclaim-devices-{os.getuid()}/{name}.lock").unlink(missing_ok=True)
+
+
+def test_fifty_jobs_on_three_devices_never_share_one(tmp_path, devices):
+    """Each job marks its device; every fifth is killed while it holds one, and its mark is taken away for it."""
+    waiting, running, done, killed = list(range(50)), {}, [], 0
+    while waiting or running:
+        while waiting and len(running) < 10:
+            index = waiting.pop()
+            seconds = "60" if index % 5 == 0 else "0.02"
+            command = [sys.executable, "-c", LEASE, "2" if index % 7 == 0 else "1", str(tmp_path), seconds]
+            running[index] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for index, process in list(running.items()):
+            if index % 5 == 0:
+                held = [process.stdout.readline().strip() for _ in range(2 if index % 7 == 0 else 1)]
+                assert all(each in devices for each in held), process.stderr.read()
+                for each in held:
+                    (tmp_path / each).unlink()
+                process.kill()
+                killed += 1
+                process.wait()
+            elif process.poll() is None:
+                continue
+            else:
+                assert process.returncode == 0, process.stderr.read()
+                done.append(index)
+            process.stdout.close()
+            process.stderr.close()
+            del running[index]
+        time.sleep(0.005)
+    assert killed == 10 and len(done) == 40 and list(tmp_path.iterdir()) == []
+
+
+def test_more_gpus_than_there_are_is_bad_input(devices):
+    from reclaim.device import device, lease
+
+    with pytest.raises(InputError, match="gpu=4: found 3"):
+        lease(4)
+    os.environ["RECLAIM_DEVICES"] = ""
+    with pytest.raises(InputError, match="Set gpu to 0"):
+        device(1)
+
+
+def test_the_scheduler_s_devices_stand_under_slurm(tmp_path, devices):
+    code = """
+import os, torch
+torch.cuda.is_available = lambda: True
+from reclaim.device import device
+print(device(1), os.environ["CUDA_VISIBLE_DEVICES"])
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "5"}
+    for job_id, expected in ((None, devices[0]), ("77", "5")):
+        added = {"SLURM_JOB_ID": job_id} if job_id else {}
+        shown = subprocess.run([sys.executable, "-c", code], env=environment | added, capture_output=True, text=True)
+        assert shown.stdout.split() == ["cuda:0", expected], shown.stderr
+
+
+# --- By hand ----------------------------------------------------------------------------------------------------------
+
+SNAKEFILE = """
+configfile: "config.yaml"
+
+rule copy:
+    input: "in/{name}.txt"
+    output: text="out/{name}.txt", cost="costs/copy/{name}.json"
+    params: word=config["word"]
+    log: "logs/{name}.log"
+    threads: 1
+    script: "scripts/copy.py"
+
+rule other:
+    output: "other.txt"
+    shell: "touch {output}"
+"""
+SCRIPT = """
+import reclaim.preload  # noqa: F401
+from _standalone import snakemake
+from reclaim.job import job
+
+with job(snakemake) as context:
+    print("visible", snakemake.rule, snakemake.wildcards.name)
+    with open(snakemake.output.text, "w") as file:
+        file.write(open(snakemake.input[0]).read() + snakemake.params.word)
+"""
+
+
+def test_a_script_runs_by_hand_as_under_snakemake(tmp_path):
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_text("text ")
+    (tmp_path / "Snakefile").write_text(SNAKEFILE)
+    (tmp_path / "config.yaml").write_text("word: one\n")
+    (scripts / "copy.py").write_text(SCRIPT)
+    (scripts / "_standalone.py").write_text((LIB.parent / "scripts/_standalone.py").read_text())
+
+    def run(*command: str) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "RECLAIM_PRELOAD": "0"}
+        return subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    def made() -> tuple[str, list[str]]:
+        costs = json.loads((tmp_path / "costs/copy/a.json").read_text())
+        return (tmp_path / "out/a.txt").read_text(), [row["measure"] for row in costs]
+
+    under = run("-m", "snakemake", "-c1", "--quiet", "all", "out/a.txt")
+    assert under.returncode == 0, under.stderr
+    results = [made()]
+    assert "visible copy a" in (tmp_path / "logs/a.log").read_text() and "visible" not in under.stdout
+
+    by_hand = run("scripts/copy.py", "out/a.txt", "--config", "word=one")
+    assert by_hand.returncode == 0, by_hand.stderr
+    assert by_hand.stdout == "visible copy a\n"
+    results.append(made())
+    assert results[0] == results[1] == ("text one", ["wall_s", "cpu_s", "peak_mem_bytes", "tokens", "steps"])
+
+    for target, expected in (
+        ("out/b.txt", "snakemake --cores 1 in/b.txt"),
+        ("other.txt", "found made by rule other; expected an output of a rule that runs scripts/copy.py"),
+        ("none.txt", "no job for none.txt"),
+    ):
+        refused = run("scripts/copy.py", target)
+        assert refused.returncode == 1 and expected in refused.stderr and "Traceback (" not in refused.stderr
