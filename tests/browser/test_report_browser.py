@@ -144,7 +144,7 @@ def test_keyboard_reaches_a_claim_and_opens_it(visit):
     assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
     assert page.evaluate("parseFloat(getComputedStyle(document.activeElement).outlineWidth)") >= 2
     claim = page.locator("#claim-mezo-c2")
-    command = claim.get_by_text("snakemake results/claims.parquet")
+    command = claim.get_by_text("snakemake claims --cores all")
     assert not command.is_visible()
     page.locator("a[href='#claim-mezo-c2']").first.focus()
     page.keyboard.press("Enter")
@@ -157,7 +157,7 @@ def test_keyboard_reaches_a_claim_and_opens_it(visit):
 def test_print_shows_what_is_folded_and_hides_the_navigation(browser, address):
     page = browser.new_page(viewport=DESKTOP)
     page.goto(address)
-    command = page.locator("#claim-mezo-c2").get_by_text("snakemake results/claims.parquet")
+    command = page.locator("#claim-mezo-c2").get_by_text("snakemake claims --cores all")
     hidden = command.evaluate("element => element.checkVisibility({contentVisibilityAuto: true})")
     page.emulate_media(media="print")
     shown = command.evaluate("element => element.checkVisibility({contentVisibilityAuto: true})")

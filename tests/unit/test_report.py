@@ -16,7 +16,8 @@ from reclaim.claims import COLUMNS, decide
 from reclaim.claims_yaml import Claim
 from reclaim.report import figures_mezo, figures_mlm_masking
 from reclaim.report.build import build_report
-from reclaim.report.deciding import deciding_rows
+from reclaim.report.claim_view import claim_view
+from reclaim.report.deciding import deciding_rows, plain
 from reclaim.report.figures import (
     Curve,
     Panel,
@@ -100,12 +101,12 @@ def test_every_claim_appears_with_its_verdict_interval_paper_value_and_command(h
         assert html.count(f'id="claim-{claim.paper.replace("_", "-")}-{claim.claim.lower()}"') == 1
         assert text.count(claim.statement) >= 2, "in the summary and in the section"
         assert claim.paper_value in text
-        assert claim.reason[1:] in text
+        assert plain(claim.reason)[1:] in text
     supported = claims[claims["claim"] == "C2"].iloc[0]
     interval = interval_text(*(100 * supported[column] for column in ("estimate", "low", "high")))
     assert f"{interval} points" in text
-    assert text.count("snakemake results/claims.parquet") >= 8
-    assert "snakemake --configfile config/overnight.yaml results/claims.parquet" in text  # T4 is in that overlay only
+    assert text.count("snakemake claims --cores all") >= 8
+    assert "snakemake claims --cores all --configfile config/overnight.yaml" in text  # T4 is in that overlay only
 
 
 def test_counts_per_verdict_and_headline_claims_first(html):
@@ -221,6 +222,25 @@ def test_claim_of_an_unknown_paper_gets_a_section():
     claims.loc[claims["claim"] == "C11", "paper"] = "another <b>paper</b>"
     page = build(claims=claims)
     assert 'id="system-another-b-paper-b"' in page and "another &lt;b&gt;paper&lt;/b&gt;" in page
+
+
+@pytest.mark.parametrize(
+    "kind, unit, value, text",
+    [
+        ("superior", "fraction", 0.0213, "2.1 points"),
+        ("slope", "fraction per doubling of size", 0.0213, "2.1 points per doubling of size"),
+        ("bound", "fraction", 0.0213, "2.1 %"),
+        ("ratio", "ratio", 1.0213, "1.02"),
+        ("superior", "nats", -0.0321, "−0.0321 nats"),
+        ("bound", "bytes", 80_412, "80,412 bytes"),
+        ("bound", "bytes", 3 * 2**20, "3.00 MiB"),
+        ("bound", "1", 0.0, "0"),
+    ],
+)
+def test_estimates_are_written_in_readers_units(kind, unit, value, text):
+    row = synthetic_run.arguments()["claims"].iloc[0].to_dict()
+    row |= {"kind": kind, "unit": unit, "estimate": value, "paper_estimate": np.nan, "low": np.nan, "high": np.nan}
+    assert claim_view(row, tables.empty("metrics"), tables.empty("costs"), {})["ours"] == text
 
 
 def test_shell_command_quotes_the_overlay():
@@ -431,6 +451,20 @@ def test_deciding_rows_do_not_invent_a_difference():
     found = deciding_rows(claim | {"estimate": claim["estimate"] + 0.01}, arguments["metrics"], arguments["costs"])
     assert found.by_seed == {} and [row[0] for row in found.rows] == ["treatment", "baseline"]
     assert deciding("C11")[1].rows == ()
+
+
+def test_variants_within_a_sentence_are_written_for_a_reader():
+    text = 'auc is 0.97 for seed 12 of {"labels":{"not":"a"},"rate":[0.1,0.2],"s":"x"} and {"p":true}; {not json'
+    assert plain(text) == ("auc is 0.97 for seed 12 of (labels not a, rate 0.1 or 0.2, s x) and (p true); {not json")
+    assert plain('broken {"a":') == 'broken {"a":'
+
+
+def test_a_long_reason_is_cut_in_the_summary_and_whole_in_the_section():
+    claims = synthetic_run.arguments()["claims"]
+    reason = "gate " + "because " * 60 + "end of the reason"
+    claims.loc[claims["claim"] == "C8", "reason"] = reason
+    html = build(claims=claims)
+    assert html.count("end of the reason") == 1 and html.index("end of the reason") > html.index('id="system-mezo"')
 
 
 def test_deciding_rows_of_costs_and_items():

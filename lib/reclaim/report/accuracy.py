@@ -58,11 +58,14 @@ def arms_exhibit(
 ) -> Exhibit:
     """Draw one row an arm; `score` names the metric, `paper` gives the paper's value (%) for an arm, or NaN."""
     rows, table = [], []
+    quoted = {label: paper(records[0]) for label, records in arms.items()}
+    if not any(map(math.isfinite, quoted.values())):
+        paper_label = ""
     for label, records in arms.items():
-        values = list(by_seed(records, 100).values())
-        quoted = paper(records[0])
-        rows.append(Row(label, *mean_interval(values), points=values, paper=quoted, colour=colour(records[0])))
-        table.append(summary(label, records) + ((fixed(quoted, 1),) if paper_label else ()))
+        points = list(by_seed(records, 100).values())
+        row = Row(label, *mean_interval(points), points=points, paper=quoted[label], colour=colour(records[0]))
+        rows.append(row)
+        table.append(summary(label, records) + ((fixed(row.paper, 1),) if paper_label else ()))
     return Exhibit(
         key=key,
         title=title,

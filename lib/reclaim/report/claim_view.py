@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from reclaim.report.cells import number_of, slug, text_of
-from reclaim.report.deciding import deciding_rows
-from reclaim.report.figures import Exhibit, Row, fixed, interval_text, row_plot
+from reclaim.report.deciding import deciding_rows, plain
+from reclaim.report.figures import Exhibit, Row, fixed, interval_text, row_plot, shorten
 
 # Each verdict with its sign (so that colour is not alone) and its meaning, in the order of the page.
 VERDICTS = {
@@ -57,6 +57,7 @@ def claim_view(
     scale, places, unit = _unit(row, numbers)
     estimate, low, high, margin, paper = (scale * value for value in numbers.values())
     deciding = deciding_rows(row, metrics, costs)
+    reason = plain(text_of(row.get("reason")))
     ours = f"{interval_text(estimate, low, high, places)} {unit}".strip() if math.isfinite(estimate) else "–"
     return {
         "paper": row["paper"],
@@ -64,11 +65,13 @@ def claim_view(
         "id": "claim-" + slug(f"{row['paper']}-{row['claim']}"),
         "headline": bool(row["headline"]),
         "statement": text_of(row.get("statement")),
+        "source": text_of(row.get("source")),
         "verdict": verdict,
         "sign": VERDICTS.get(verdict, ("", ""))[0],
         "word": verdict.replace("_", " "),
-        "reason": text_of(row.get("reason")),
-        "why": text_of(row.get("reason"))[:1].upper() + text_of(row.get("reason"))[1:],
+        "reason": shorten(reason, 200),
+        "why": shorten(reason, 200)[:1].upper() + shorten(reason, 200)[1:],
+        "whole_reason": reason[:1].upper() + reason[1:],
         "scale_note": text_of(row.get("scale_note")),
         "paper_value": text_of(row.get("paper_value")) or "–",
         "ours": ours,
@@ -76,7 +79,7 @@ def claim_view(
         "seeds": _count(row.get("n_seeds")) or "–",
         "decision": _decision(row, f"{fixed(margin, places)} {unit}".strip() if math.isfinite(margin) else ""),
         "deciding": deciding,
-        "where": text_of(row.get("rows")),
+        "where": plain(text_of(row.get("rows"))),
         "command": _command(row, manifest),
         "forest": {
             "group": {"ratio": "ratios", "bound": f"levels ({unit})" if unit else "levels"}.get(
@@ -100,8 +103,10 @@ def claim_view(
 def _unit(row: dict[str, Any], numbers: dict[str, float]) -> tuple[float, int, str]:
     """Give scale, decimals and unit for printing: fractions as points (levels: %) of 100, large sizes as MiB."""
     unit = text_of(row.get("unit"))
-    if unit == "fraction":
-        return 100.0, 1, "%" if row.get("kind") == "bound" else "points"
+    if unit.startswith("fraction"):
+        return 100.0, 1, "%" if row.get("kind") == "bound" else unit.replace("fraction", "points", 1)
+    if unit in ("1", "ratio"):
+        unit = ""
     largest = max(
         (abs(value) for key, value in numbers.items() if key != "margin" and math.isfinite(value)), default=0.0
     )
@@ -110,7 +115,7 @@ def _unit(row: dict[str, Any], numbers: dict[str, float]) -> tuple[float, int, s
         scale, unit = 2.0**-20, "MiB"
     largest *= scale
     places = min(6, max(0, 2 - math.floor(math.log10(largest)))) if largest > 0 else 0
-    return scale, places, "" if unit == "ratio" else unit
+    return scale, places, unit
 
 
 def _holm(row: dict[str, Any]) -> str:
@@ -137,17 +142,19 @@ def _decision(row: dict[str, Any], margin: str) -> list[tuple[str, str]]:
         ("p value before Holm", "" if not math.isfinite(p) else "below 0.001" if p < 1e-3 else fixed(p, 3)),
         ("Seeds", text_of(row.get("seeds"))),
         ("Seeds that would decide", _count(row.get("seeds_needed"))),
-        ("Source", text_of(row.get("source"))),
     ]
     return [(term, value) for term, value in pairs if value]
 
 
 def _command(row: dict[str, Any], manifest: dict[str, Any]) -> str:
-    """Give the command that rebuilds the claim: in this run's overlay, or in the one that has it."""
+    """Give the command that rebuilds the claim: in this run's overlay, or in the one that has it.
+
+    The target comes first because Snakemake takes every word after `--configfile` for a configuration.
+    """
     overlay = text_of(row.get("overlay")) if row["verdict"] == "not_testable" else ""
     overlay = overlay or text_of(manifest.get("overlay"))
     chosen = f" --configfile {shlex.quote(f'config/{overlay}.yaml')}" if overlay not in ("", "default") else ""
-    return f"snakemake{chosen} results/claims.parquet"
+    return f"snakemake claims --cores all{chosen}"
 
 
 def summary_groups(views: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -60,13 +60,13 @@ def deciding_rows(claim: Mapping[str, Any], metrics: pd.DataFrame, costs: pd.Dat
             means = part.groupby("seed")["value"].mean()
             own = {key: value for key, value in variants[text].items() if key not in shared}
             cells = [write(float(means[seed])) if seed in means.index else "–" for seed in seeds]
-            rows.append((name, _keys_text(own) or "–", *cells))
+            rows.append((name, keys_text(own) or "–", *cells))
     by_seed = _by_seed(claim, found)
     if by_seed and sides["baseline"]:
         name, write = ("ratio", _significant) if claim["kind"] == "ratio" else ("difference", write)
         rows.append((name, "paired by seed", *(write(by_seed[seed]) if seed in by_seed else "–" for seed in seeds)))
     columns = ("side", "what differs", *(f"seed {seed}" for seed in seeds))
-    return DecidingRows(columns, rows, _keys_text(shared), by_seed)
+    return DecidingRows(columns, rows, keys_text(shared), by_seed)
 
 
 def _subsets(text: Any) -> list[dict[str, Any]]:
@@ -116,6 +116,27 @@ def _significant(value: float) -> str:
     return number(value, 4)
 
 
-def _keys_text(keys: Mapping[str, Any]) -> str:
+def plain(text: str) -> str:
+    """Write the variants within a sentence, which are JSON objects, as `key value, key value`."""
+    decoder, parts, place = json.JSONDecoder(), [], 0
+    while (start := text.find('{"', place)) >= 0:
+        try:
+            keys, end = decoder.raw_decode(text, start)
+        except ValueError:
+            break
+        parts += [text[place:start], f"({keys_text(keys)})"]
+        place = end
+    return "".join([*parts, text[place:]])
+
+
+def keys_text(keys: Mapping[str, Any]) -> str:
     """Write keys of a variant as `key value, key value`."""
-    return ", ".join(f"{key} {value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items())
+    return ", ".join(f"{key} {_value_text(value)}" for key, value in keys.items())
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return keys_text(value)
+    if isinstance(value, list):
+        return " or ".join(map(_value_text, value))
+    return value if isinstance(value, str) else json.dumps(value)

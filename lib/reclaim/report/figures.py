@@ -163,7 +163,7 @@ def percent(value: float, places: int = 1) -> str:
 
 
 def shorten(text: str, room: int) -> str:
-    """Cut a label that would run out of the plot; the table below the plot has it whole."""
+    """Cut a text that would take too much room; it stands whole elsewhere on the page."""
     return text if len(text) <= room else text[: room - 1] + "…"
 
 

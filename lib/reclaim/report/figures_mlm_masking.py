@@ -260,18 +260,14 @@ def _pairs(accuracy: Sequence[Record]) -> Exhibit:
     if not found:
         return Exhibit("pairs", title, missing=OVERNIGHT)
     arms = {f"corrupt {percent(c, 0)} %, predict {percent(p, 0)} %": found[c, p] for c, p in sorted(found)}
+    quoted = ", ".join(f"{score} at {c}/{p}" for (c, p), score in PAPER_PAIRS.items())
     return arms_exhibit(
         KEY,
         "pairs",
         title,
         arms,
-        "The paper says that more corruption hurts and more prediction helps: compare rows that share one of the "
-        "two rates. Open diamonds are its MNLI accuracy for the same pair (second-hand); compare the order, not the "
-        "levels.",
-        paper=lambda r: PAPER_PAIRS.get(
-            (round(100 * corruption(r)), round(100 * r.keys.get("prediction", 0))), math.nan
-        ),
-        paper_label="the paper (MNLI, large model)",
+        "The paper says that more corruption hurts and more prediction helps: compare rows that share one of the two "
+        f"rates. The paper's MNLI accuracy by corruption and prediction in % (second-hand): {quoted}.",
     )
 
 

@@ -27,7 +27,7 @@ def run_facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         text_of(machine.get("cpu")),
         f"{cores:.0f} cores" if math.isfinite(cores) else "",
         f"{ram / 2**30:.1f} GiB of memory" if math.isfinite(ram) else "",
-        *map(str, machine.get("gpus") or ["no GPU"]),
+        *map(str, machine.get("gpus") or (["no GPU"] if "gpus" in machine else [])),
     ]
     seconds = elapsed(manifest)
     facts = [
