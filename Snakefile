@@ -7,6 +7,9 @@ min_version("9.0")
 configfile: "config.yaml"
 
 
+report: "report/workflow.rst"
+
+
 include: "rules/common.smk"
 include: "rules/lookups.smk"
 include: "rules/data.smk"
@@ -23,3 +26,5 @@ rule all:
         f"{RESULTS}/metrics.parquet",
         f"{RESULTS}/costs.parquet",
         f"{RESULTS}/claims.parquet",
+        # Named here although the tables rest on them, because Snakemake makes a lost file again only if a target is missing.
+        METRIC_FOLDERS,

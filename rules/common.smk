@@ -1,25 +1,32 @@
 # The configuration, checked and expanded once; look-ups that the stages share. Paths in `script:` are relative to rules/.
 import os
+import sys
+from os import environ
 from pathlib import Path
+
+BASE = Path(workflow.basedir)
+# This checkout's library, also where another is installed, and for jobs in environments in which none is.
+sys.path.insert(0, str(BASE / "lib"))
+environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(BASE / "lib"), environ.get("PYTHONPATH")]))
 
 from snakemake.caching import LOCATION_ENVVAR
 from snakemake.exceptions import WorkflowError
 
 from reclaim.config import check_config
+from reclaim.data import local_files
 from reclaim.errors import InputError
 from reclaim.plan import dotted, make_plan
 from reclaim.provenance import fingerprint, verify_cache
 
-BASE = Path(workflow.basedir)
-
 try:
     check_config(config, BASE / "schemas" / "config.schema.json")
+    PLAN = make_plan(config)
+    SOURCE_FILES = {name: local_files(config["data"][name], f"config: data.{name}.files") for name in PLAN.data}
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = config["results"]
 STATE = f"{RESULTS}/.state"
-PLAN = make_plan(config)
 
 
 wildcard_constraints:
@@ -68,6 +75,6 @@ def model_folder(model, checkpoint_id=None):
 
 # Snakemake's cache between workflows trusts its entries; entries that changed since they were stored are removed here, before
 # any job could be served one.
-if os.environ.get(LOCATION_ENVVAR) and workflow.is_main_process:
-    for entry in verify_cache(os.environ[LOCATION_ENVVAR], RESULTS):
+if environ.get(LOCATION_ENVVAR) and workflow.is_main_process:
+    for entry in verify_cache(environ[LOCATION_ENVVAR], RESULTS):
         print(f"cache: {entry} was damaged; removed, it will be made again", file=sys.stderr)

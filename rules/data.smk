@@ -28,9 +28,7 @@ rule data:
 
 rule tokenizer:
     input:
-        data=lambda wildcards: expand(
-            f"{RESULTS}/data/{{name}}", name=config["tokenizers"][wildcards.tokenizer]["data"]
-        ),
+        unpack(tokenizer_inputs),
     output:
         tokenizer=directory(f"{RESULTS}/tokenizers/{{tokenizer}}"),
         cost=f"{RESULTS}/costs/tokenizer/{{tokenizer}}.json",

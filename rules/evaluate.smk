@@ -74,14 +74,13 @@ rule measure_trajectory:
 
 rule tables:
     input:
-        evaluated=expand(f"{RESULTS}/evaluate/{{name}}", name=PLAN.evaluations),
-        measured=expand(f"{RESULTS}/measure/{{name}}", name=MEASURED),
+        folders=METRIC_FOLDERS,
         costs=cost_files(),
     output:
-        metrics=f"{RESULTS}/metrics.parquet",
-        per_item=f"{RESULTS}/items.parquet",
-        curves=f"{RESULTS}/curves.parquet",
-        costs=f"{RESULTS}/costs.parquet",
+        metrics=report(f"{RESULTS}/metrics.parquet", caption="../report/metrics.rst", category="Tables"),
+        per_item=report(f"{RESULTS}/items.parquet", caption="../report/items.rst", category="Tables"),
+        curves=report(f"{RESULTS}/curves.parquet", caption="../report/curves.rst", category="Tables"),
+        costs=report(f"{RESULTS}/costs.parquet", caption="../report/costs.rst", category="Tables"),
     log:
         f"{RESULTS}/logs/tables.log",
     benchmark:

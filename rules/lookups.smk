@@ -3,8 +3,15 @@
 
 def source_files(wildcards):
     """The user's own files behind a local data set: a change of one makes the data set anew."""
-    files = config["data"][wildcards.dataset].get("files", {})
-    return [os.path.expandvars(path) for path in files.values()]
+    return SOURCE_FILES[wildcards.dataset]
+
+
+def tokenizer_inputs(wildcards):
+    """The data that a tokenizer is trained on, or the model that it is taken from."""
+    spec = config["tokenizers"][wildcards.tokenizer]
+    if "model" in spec:
+        return {"model": f"{RESULTS}/models/{spec['model']}"}
+    return {"data": [f"{RESULTS}/data/{name}" for name in spec["data"]]}
 
 
 def checkpoint_inputs(wildcards):
@@ -88,19 +95,22 @@ def measurement_spec(wildcards):
     return PLAN.measurements[f"{wildcards.paper}/{wildcards.experiment}"]
 
 
-MEASURED = [f"{chosen}/{spec['kind']}.s{seed}" for chosen, spec in PLAN.measurements.items() for seed in spec["seeds"]]
+# Every folder of metric rows: an evaluation, or one seed of an experiment of a kind of its own.
+METRIC_FOLDERS = [f"{RESULTS}/evaluate/{name}" for name in PLAN.evaluations]
+METRIC_FOLDERS += [
+    f"{RESULTS}/measure/{chosen}/{spec['kind']}.s{seed}"
+    for chosen, spec in PLAN.measurements.items()
+    for seed in spec["seeds"]
+]
 
 
 def cost_files():
     """The cost of every job that the tables rest on, stage by stage."""
-    tokenizers = {config["models"][spec["model"]]["tokenizer"] for spec in PLAN.checkpoints.values()}
-    data = {spec["data"] for spec in PLAN.checkpoints.values()}
-    data |= {config["tasks"][task]["data"] for e in PLAN.evaluations.values() for task in e["tasks"]}
-    data |= {name for tokenizer in tokenizers for name in config["tokenizers"][tokenizer]["data"]}
     pmi = {spec["data"] for spec in PLAN.checkpoints.values() if spec["masking"]["scheme"] == "pmi"}
     stages = {
-        "data": sorted(data),
-        "tokenizer": sorted(tokenizers),
+        "data": PLAN.data,
+        "tokenizer": PLAN.tokenizers,
+        "model": PLAN.models,
         "pmi": sorted(pmi),
         "pretrain": list(PLAN.checkpoints),
         "finetune": list(PLAN.jobs),

@@ -3,8 +3,8 @@
 
 rule claims:
     input:
-        claims=BASE / "claims.yaml",
-        schema=BASE / "schemas" / "claims.schema.json",
+        claims="claims.yaml",
+        schema="schemas/claims.schema.json",
         metrics=f"{RESULTS}/metrics.parquet",
         per_item=f"{RESULTS}/items.parquet",
         costs=f"{RESULTS}/costs.parquet",
@@ -38,7 +38,7 @@ rule page:
         metrics=f"{RESULTS}/metrics.parquet",
         costs=f"{RESULTS}/costs.parquet",
         curves=f"{RESULTS}/curves.parquet",
-        template=BASE / "report" / "report.html.j2",
+        template="report/report.html.j2",
     output:
         page=report(
             f"{RESULTS}/report.html",

@@ -1,6 +1,5 @@
-from _standalone import snakemake
-
 import reclaim.preload  # noqa: F401  (hands the job to the preloaded parent)
+from _standalone import snakemake
 from reclaim.job import job
 
 with job(snakemake) as context:
@@ -9,8 +8,7 @@ with job(snakemake) as context:
     from reclaim.tables import concat, frame
 
     inputs, output = snakemake.input, snakemake.output
-    folders = [*inputs.evaluated, *inputs.measured]
     for kind, path in (("metrics", output.metrics), ("items", output.per_item), ("curves", output.curves)):
-        write_parquet(read_outcomes(folders, kind), path)
+        write_parquet(read_outcomes(inputs.folders, kind), path)
     jobs = [frame(read_json(path), "costs", path) for path in inputs.costs]
-    write_parquet(concat([*jobs, read_outcomes(folders, "costs")], "costs"), output.costs)
+    write_parquet(concat([*jobs, read_outcomes(inputs.folders, "costs")], "costs"), output.costs)

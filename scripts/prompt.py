@@ -1,6 +1,5 @@
-from _standalone import snakemake
-
 import reclaim.preload  # noqa: F401  (hands the job to the preloaded parent)
+from _standalone import snakemake
 from reclaim.job import job
 
 with job(snakemake) as context:

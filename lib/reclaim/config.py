@@ -73,7 +73,9 @@ def check_config(config: dict, schema_path: Path) -> None:
     for name, spec in config["data"].items():
         check_spec(spec, f"config: data.{name}")
     for name, tokenizer in config["tokenizers"].items():
-        for data in tokenizer["data"]:
+        if "model" in tokenizer:
+            _must_exist(config, "models", tokenizer["model"], f"tokenizers.{name}.model")
+        for data in tokenizer.get("data", []):
             _must_exist(config, "data", data, f"tokenizers.{name}.data")
     for name, model in config["models"].items():
         if "tokenizer" in model:

@@ -37,7 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reclaim.data_kinds import KINDS, LABELLED, check_spec, records, spec_schema, validate_table
-from reclaim.data_local import sha256
+from reclaim.data_local import expand_path, sha256
 from reclaim.data_table import TableReader
 from reclaim.errors import InputError
 from reclaim.io import atomic_path, read_json, write_json
@@ -50,6 +50,7 @@ __all__ = [
     "iter_texts",
     "load_info",
     "load_split",
+    "local_files",
     "materialize",
     "spec_schema",
     "validate_table",
@@ -122,6 +123,19 @@ def iter_split(folder: str | Path, split: str, batch_size: int = ROWS_PER_GROUP)
     with _open(folder, split) as file:
         for batch in file.iter_batches(batch_size):
             yield _frame(pa.Table.from_batches([batch]))
+
+
+def local_files(spec: dict[str, Any], place: str) -> list[str]:
+    """Paths of the files behind a local data set ([] for other sources); raises InputError for one that is not there."""
+    if spec["source"] != "local":
+        return []
+    paths = [expand_path(text, place) for text in spec["files"].values()]
+    for path in paths:
+        if not path.is_file():
+            raise InputError(
+                place, f"no file {path}", "a file", "Correct the path, or set the variable it starts with."
+            )
+    return [str(path) for path in paths]
 
 
 def iter_texts(folder: str | Path, splits: Sequence[str] = SPLITS) -> Iterator[str]:

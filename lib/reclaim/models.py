@@ -151,25 +151,29 @@ def fetch(source: dict, out_dir: Path) -> None:
             raise InputError(str(folder), "no config.json", "a model folder written by save_pretrained")
         shutil.copytree(folder, out_dir, dirs_exist_ok=True)
         return
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    place = f"model {source['id']} at revision {source['revision']}"
     try:
+        names = HfApi().list_repo_files(source["id"], revision=source["revision"])
+        weights = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*.bin"
         snapshot_download(
             source["id"],
             revision=source["revision"],
             local_dir=out_dir,
-            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+            allow_patterns=["*.json", "*.txt", "*.model", weights],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
         raise InputError(
-            f"model {source['id']} at revision {source['revision']}",
-            first_line,
+            place,
+            str(error).strip().splitlines()[0],
             "a public or granted model on the Hub",
             "Check the network, the id, and HF_TOKEN for gated weights.",
         ) from error
-    if not list(out_dir.glob("*.safetensors")):
-        raise InputError(
-            f"model {source['id']}", "no safetensors weights", "weights in safetensors (pickles are refused)"
-        )
+    if weights.endswith(".bin"):
+        # Tensors only (`weights_only`), and rewritten as safetensors, so that nothing later reads a pickle.
+        model = _auto_class(source["family"]).from_pretrained(out_dir, weights_only=True, dtype="auto")
+        model.save_pretrained(out_dir)
+        for path in out_dir.glob("pytorch_model*.bin*"):
+            path.unlink()

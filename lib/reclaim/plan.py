@@ -22,6 +22,7 @@ class Plan:
     `evaluations`: `paper/experiment` -> its jobs, checkpoints and controls.
     `measurements`: `paper/experiment` -> an experiment of a kind of its own (memory, trajectory).
     `seeds`: `paper/experiment` -> its seeds, as fixed before the run.
+    `data`, `tokenizers`, `models` (from the Hub or a folder): names of those that the run needs.
     """
 
     checkpoints: Names = field(default_factory=dict)
@@ -29,6 +30,9 @@ class Plan:
     evaluations: Names = field(default_factory=dict)
     measurements: Names = field(default_factory=dict)
     seeds: dict[str, list[int]] = field(default_factory=dict)
+    data: list[str] = field(default_factory=list)
+    tokenizers: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
 
 
 def make_plan(config: dict) -> Plan:
@@ -70,7 +74,22 @@ def make_plan(config: dict) -> Plan:
             for label, group in groups.items():
                 plan.jobs[f"{chosen}/{label}"] = group
                 evaluation["jobs"].append(f"{chosen}/{label}")
+    _add_needs(plan, config)
     return plan
+
+
+def _add_needs(plan: Plan, config: dict) -> None:
+    """Fill in the data sets, tokenizers and models that checkpoints and evaluations rest on."""
+    arms = [arm for job in plan.jobs.values() for arm in job["arms"]]
+    specs = [config["models"][checkpoint["model"]] for checkpoint in plan.checkpoints.values()]
+    tokenizers = {spec["tokenizer"] for spec in specs}
+    models = {arm["model"] for arm in arms if not arm["id"]}
+    data = {checkpoint["data"] for checkpoint in plan.checkpoints.values()}
+    data |= {config["tasks"][arm["task"]]["data"] for arm in arms}
+    for name in tokenizers:
+        data |= set(config["tokenizers"][name].get("data", []))
+        models |= {config["tokenizers"][name].get("model")} - {None}
+    plan.data, plan.tokenizers, plan.models = sorted(data), sorted(tokenizers), sorted(models)
 
 
 def dotted(name: str) -> str:

@@ -1,11 +1,16 @@
 """The frame of every script: log, errors, costs, seals, signals; leases of devices; scripts run by hand."""
 
+import fcntl
 import json
 import os
 import random
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import textwrap
 import time
 from pathlib import Path
 
@@ -37,37 +42,53 @@ def fake(folder: Path, threads: int = 1, resources=None, params=None, wildcards=
     )
 
 
-def test_output_goes_to_the_log_and_comes_back_afterwards(tmp_path, capfd):
-    for word in ("one", "two"):
-        with job(fake(tmp_path)):
-            print(f"printed {word}")
-            subprocess.run(["echo", f"child {word}"], check=True)
-            print("warned", file=sys.stderr)
-    print("after")
+def run(folder: Path, body: str, arguments: str = "") -> subprocess.CompletedProcess:
+    """Run `body` in a job of a process of its own."""
+    return subprocess.run(_command(folder, body, arguments), capture_output=True, text=True, timeout=60)
+
+
+def _command(folder: Path, body: str, arguments: str = "") -> list[str]:
+    code = f"""
+import subprocess, sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_job import fake
+from reclaim.errors import InputError
+from reclaim.io import atomic_path, write_json
+from reclaim.job import job
+folder = Path({str(folder)!r})
+with job(fake(folder, {arguments})) as context:
+{textwrap.indent(body, "    ")}
+print("after")
+"""
+    return [sys.executable, "-c", code]
+
+
+def test_output_goes_to_the_log_and_comes_back_afterwards(tmp_path):
+    body = "print('printed'); subprocess.run(['echo', 'child'], check=True); print('warned', file=sys.stderr)"
+    for _ in range(2):
+        result = run(tmp_path, body)
+        assert (result.stdout, result.stderr, result.returncode) == ("after\n", "", 0)
     text = (tmp_path / "logs/rule.log").read_text()
-    assert all(f"{kind} {word}" in text for kind in ("printed", "child") for word in ("one", "two"))
-    assert text.count("warned") == 2 and text.count("--- ") == 2
-    assert capfd.readouterr().out == "after\n"
+    assert all(text.count(f"{word}\n") == 2 for word in ("printed", "child", "warned")) and text.count("--- ") == 2
 
 
-def test_bad_input_ends_in_one_message(tmp_path, capfd):
-    with pytest.raises(SystemExit) as end, job(fake(tmp_path, cost="costs/s/j.json")):
-        raise InputError("config: data", "nothing", "something", "Write it.")
+def test_bad_input_ends_in_one_message(tmp_path):
+    body = "raise InputError('config: data', 'nothing', 'something', 'Write it.')"
+    result = run(tmp_path, body, "cost='costs/s/j.json'")
     message = "config: data: found nothing; expected something. Write it.\n"
-    assert end.value.code == 1
-    assert capfd.readouterr().err == message
+    assert (result.returncode, result.stderr, result.stdout) == (1, message, "")
     log = (tmp_path / "logs/rule.log").read_text()
     assert log.count(message) == 1 and "Traceback" not in log
     assert not (tmp_path / "costs").exists()
 
 
-def test_another_error_leaves_its_traceback_in_the_log(tmp_path, capfd):
-    with pytest.raises(SystemExit) as end, job(fake(tmp_path)):
-        raise KeyError("lost")
-    assert end.value.code == 1
-    shown = capfd.readouterr().err
-    assert "rule: KeyError: 'lost'" in shown and str(tmp_path / "logs/rule.log") in shown and "Traceback (" not in shown
-    assert "Traceback (most recent call last)" in (tmp_path / "logs/rule.log").read_text()
+def test_another_error_leaves_its_traceback_in_the_log(tmp_path):
+    result = run(tmp_path, "raise KeyError('lost')")
+    log = tmp_path / "logs/rule.log"
+    assert result.returncode == 1
+    assert result.stderr == f"rule: KeyError: 'lost'\nThe traceback is in {log}\n"
+    assert "Traceback (most recent call last)" in log.read_text()
 
 
 def test_costs_are_rows_of_the_costs_table(tmp_path):
@@ -165,53 +186,43 @@ def test_global_random_streams_and_threads_are_settled(tmp_path):
     assert draws[0] == draws[1]
 
 
-def test_progress_is_a_line_now_and_then_in_the_log(tmp_path, monkeypatch):
-    clock = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("reclaim.job.time.monotonic", lambda: next(clock))
-    with job(fake(tmp_path)) as context:
-        assert list(context.progress(range(9), desc="training")) == list(range(9))
-        assert list(context.progress(iter("ab"))) == ["a", "b"]
+def test_progress_is_a_line_now_and_then_in_the_log(tmp_path):
+    body = """
+import reclaim.job
+clock = iter(range(0, 10_000, 10))
+reclaim.job.time.monotonic = lambda: next(clock)
+assert list(context.progress(range(9), desc="training")) == list(range(9))
+assert list(context.progress(iter("ab"))) == ["a", "b"]
+"""
+    assert run(tmp_path, body).returncode == 0
     lines = [line for line in (tmp_path / "logs/rule.log").read_text().splitlines() if "training" in line]
-    assert [line.partition("training: ")[2] for line in lines] == [
-        "2 of 9, 105 s left",
-        "5 of 9, 48 s left",
-        "8 of 9, 11 s left",
-    ]
+    shown = [line.partition("training: ")[2] for line in lines]
+    assert shown == ["2 of 9, 105 s left", "5 of 9, 48 s left", "8 of 9, 11 s left"]
 
 
 def test_progress_is_a_bar_on_a_terminal():
     controller, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with os.fdopen(terminal, "w") as stream:
         for _ in progress(range(3), desc="training", stream=stream):
             time.sleep(0.6)
         stream.flush()
+        assert select.select([controller], [], [], 5.0)[0]
         assert b"training" in os.read(controller, 1 << 16)
     os.close(controller)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_job_keeps_its_state_and_drops_what_is_half_written(tmp_path, number):
-    code = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from test_job import fake
-from reclaim.io import atomic_path, write_json
-from reclaim.job import job
-folder = Path({folder!r})
-terminal = sys.stdout
-with job(fake(folder, cost="costs/s/j.json")):
-    write_json(1, folder / "state.json")
-    with atomic_path(folder / "out" / "result.txt") as path:
-        path.write_text("half")
-        (folder / "ready").touch()
-        time.sleep(30)
+    body = """
+write_json(1, folder / "state.json")
+with atomic_path(folder / "out" / "result.txt") as path:
+    path.write_text("half")
+    (folder / "ready").touch()
+    time.sleep(30)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code.format(tests=str(Path(__file__).parent), folder=str(tmp_path))],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = _command(tmp_path, body, "cost='costs/s/j.json'")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "ready").exists():
         assert process.poll() is None
         time.sleep(0.02)
@@ -292,8 +303,10 @@ def test_more_gpus_than_there_are_is_bad_input(devices):
 
 def test_the_scheduler_s_devices_stand_under_slurm(tmp_path, devices):
     code = """
-import os, torch
-torch.cuda.is_available = lambda: True
+import os, sys, types
+torch = types.SimpleNamespace(device=lambda *of: ":".join(map(str, of)))
+torch.cuda = types.SimpleNamespace(is_available=lambda: True)
+sys.modules["torch"] = torch
 from reclaim.device import device
 print(device(1), os.environ["CUDA_VISIBLE_DEVICES"])
 """
@@ -315,7 +328,7 @@ rule copy:
     params: word=config["word"]
     log: "logs/{name}.log"
     threads: 1
-    script: "scripts/copy.py"
+    script: "scripts/copy_text.py"
 
 rule other:
     output: "other.txt"
@@ -340,10 +353,10 @@ def test_a_script_runs_by_hand_as_under_snakemake(tmp_path):
     (tmp_path / "in/a.txt").write_text("text ")
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     (tmp_path / "config.yaml").write_text("word: one\n")
-    (scripts / "copy.py").write_text(SCRIPT)
+    (scripts / "copy_text.py").write_text(SCRIPT)
     (scripts / "_standalone.py").write_text((LIB.parent / "scripts/_standalone.py").read_text())
 
-    def run(*command: str) -> subprocess.CompletedProcess:
+    def python(*command: str) -> subprocess.CompletedProcess:
         environment = {**os.environ, "RECLAIM_PRELOAD": "0"}
         return subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
 
@@ -351,12 +364,12 @@ def test_a_script_runs_by_hand_as_under_snakemake(tmp_path):
         costs = json.loads((tmp_path / "costs/copy/a.json").read_text())
         return (tmp_path / "out/a.txt").read_text(), [row["measure"] for row in costs]
 
-    under = run("-m", "snakemake", "-c1", "--quiet", "all", "out/a.txt")
+    under = python("-m", "snakemake", "-c1", "out/a.txt", "--quiet", "all")
     assert under.returncode == 0, under.stderr
     results = [made()]
     assert "visible copy a" in (tmp_path / "logs/a.log").read_text() and "visible" not in under.stdout
 
-    by_hand = run("scripts/copy.py", "out/a.txt", "--config", "word=one")
+    by_hand = python("scripts/copy_text.py", "out/a.txt", "--config", "word=one")
     assert by_hand.returncode == 0, by_hand.stderr
     assert by_hand.stdout == "visible copy a\n"
     results.append(made())
@@ -364,8 +377,8 @@ def test_a_script_runs_by_hand_as_under_snakemake(tmp_path):
 
     for target, expected in (
         ("out/b.txt", "snakemake --cores 1 in/b.txt"),
-        ("other.txt", "found made by rule other; expected an output of a rule that runs scripts/copy.py"),
+        ("other.txt", "found made by rule other; expected an output of a rule that runs scripts/copy_text.py"),
         ("none.txt", "no job for none.txt"),
     ):
-        refused = run("scripts/copy.py", target)
+        refused = python("scripts/copy_text.py", target)
         assert refused.returncode == 1 and expected in refused.stderr and "Traceback (" not in refused.stderr

@@ -15,7 +15,7 @@ from reclaim.errors import InputError
 from reclaim.memory import peak_memory
 from reclaim.optim import MeZO
 from reclaim.optim.blocks import measure_block_scales
-from reclaim.optim.streams import block_of
+from reclaim.optim.slots import block_of
 
 
 def tiny_opt(dtype=torch.float32, dropout=0.1):
@@ -195,6 +195,17 @@ def test_per_tensor_streams_do_not_depend_on_the_order():
         torch.testing.assert_close(tensor, models[1].state_dict()[name], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adam", "num_directions": 2}])
+def test_threads_change_no_bit(options):
+    models = [tiny_opt() for _ in range(2)]
+    for model, threads in zip(models, (1, 3), strict=True):
+        optimizer = MeZO(model, 1e-3, rng="per_tensor", num_threads=threads, **options)
+        for _ in range(4):
+            optimizer.step(lm_loss(model))
+    for name, tensor in models[0].state_dict().items():
+        assert torch.equal(tensor, models[1].state_dict()[name]), name
+
+
 # ---------------------------------------------------------------------- estimators and optimisers
 
 
@@ -350,6 +361,8 @@ def test_a_zeroth_order_probe_per_block_follows_the_gradient_norm():
         {"rng": "global"},
         {"seed": -1},
         {"rounding": "up"},
+        {"num_threads": 0},
+        {"num_threads": 2},
     ],
 )
 def test_every_argument_is_checked_by_name(options):

@@ -11,7 +11,8 @@ import reclaim.torchvision_shim  # noqa: F401
 from reclaim.objectives import option_lm_loss
 from reclaim.optim import MeZO
 from reclaim.optim.just_in_time import JustInTime, round_to
-from reclaim.optim.streams import Scratch, trainable_slots
+from reclaim.optim.slots import trainable_slots
+from reclaim.optim.streams import Scratch
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 60}
 IDS = torch.randint(4, 60, (4, 9), generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,139 @@
+"""What is made again after which change; that every overlay plans cleanly; that faults end in one message."""
+
+import time
+
+import pytest
+
+ENDS = {"tables", "claims", "page", "all"}
+
+
+def test_a_finished_run_has_nothing_to_do(finished):
+    assert finished.planned() == {}
+
+
+def test_an_edit_of_a_method_reruns_its_own_jobs_and_what_follows(workflow, edit):
+    edit("lib/reclaim/optim/mezo.py", lambda text: text + "\n\nEDITED = True\n")
+    jobs = workflow.planned()
+    assert set(jobs) == {"finetune_mezo", "measure_memory", "measure_trajectory", "evaluate"} | ENDS
+    made = {
+        str(path.relative_to(workflow.folder).parent)
+        for path in workflow.folder.glob("results/smoke/runs/*/*/mezo.*/*")
+    }
+    assert {output.rsplit("/", 1)[0] for output in jobs["finetune_mezo"]} == made
+    assert all("/evaluate/mezo/" in output for output in jobs["evaluate"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text + "\n# a comment\n",
+        lambda text: text.replace('"""MeZO: fine-tuning', '"""MeZO (edited): fine-tuning', 1),
+        lambda text: text.replace("\n\n\n", "\n\n\n\n", 1),
+    ],
+    ids=["comment", "docstring", "blank line"],
+)
+def test_an_edit_of_a_comment_or_docstring_reruns_nothing(workflow, edit, change):
+    edit("lib/reclaim/optim/mezo.py", change)
+    assert workflow.planned() == {}
+
+
+def test_an_edit_of_a_script_reruns_its_rule(workflow, edit):
+    edit(
+        "scripts/measure_trajectory.py", lambda text: text.replace('{"metrics":', '{"metrics" :  ', 1) + "\nDONE = 1\n"
+    )
+    assert set(workflow.planned()) == {"measure_trajectory"} | ENDS
+
+
+def test_a_new_seed_adds_only_its_own_jobs(workflow, edit):
+    edit("config/smoke.yaml", lambda text: text.replace("    rates: {seeds: [101]}", "    rates: {seeds: [101, 102]}"))
+    jobs = workflow.planned()
+    assert set(jobs) == {"pretrain", "finetune_backprop", "evaluate"} | ENDS
+    assert all(".s102" in output for rule in ("pretrain", "finetune_backprop") for output in jobs[rule])
+    assert jobs["evaluate"] == {"results/smoke/evaluate/mlm_masking/rates"}
+
+
+def test_a_changed_hyper_parameter_reruns_what_reads_it(workflow, edit):
+    edit(
+        "config/smoke.yaml",
+        lambda text: text.replace("finetune-topics: {num_train_steps: 8}", "finetune-topics: {num_train_steps: 9}"),
+    )
+    jobs = workflow.planned()
+    assert set(jobs) == {"finetune_backprop", "evaluate"} | ENDS
+    assert all("/mlm_masking/" in output for rule in ("finetune_backprop", "evaluate") for output in jobs[rule])
+
+
+def test_a_deleted_metric_file_is_made_again_with_what_follows(workflow):
+    for path in (workflow.folder / "results/smoke/evaluate/mlm_masking/rates").iterdir():
+        path.unlink()
+    (workflow.folder / "results/smoke/evaluate/mlm_masking/rates").rmdir()
+    jobs = workflow.planned()
+    assert set(jobs) == {"evaluate"} | ENDS
+    assert jobs["evaluate"] == {"results/smoke/evaluate/mlm_masking/rates"}
+
+
+def test_one_target_takes_only_what_it_needs(workflow):
+    jobs = workflow.planned("--forceall", "results/smoke/evaluate/mlm_masking/rates")
+    assert set(jobs) == {"data", "tokenizer", "pretrain", "finetune_backprop", "evaluate"}
+    assert not any("polarity" in output for outputs in jobs.values() for output in outputs)
+
+
+def test_until_stops_at_a_stage(workflow):
+    jobs = workflow.planned("--forceall", "--until", "pretrain")
+    assert set(jobs) == {"data", "tokenizer", "pmi", "pretrain"}
+
+
+def test_touch_accepts_what_is_there(workflow, edit):
+    edit("lib/reclaim/optim/mezo.py", lambda text: text + "\n\nEDITED = True\n")
+    assert workflow.run("--touch").returncode == 0
+    assert workflow.planned() == {}
+
+
+@pytest.mark.parametrize("overlay", [None, "smoke", "overnight", "paper"])
+def test_every_overlay_plans_from_nothing(workflow, overlay):
+    started = time.monotonic()
+    jobs = workflow.planned("--forceall", overlay=overlay)
+    assert {"data", "pretrain", "finetune_mezo", "finetune_backprop", "evaluate"} | ENDS <= set(jobs)
+    assert time.monotonic() - started < 60
+
+
+def test_the_example_of_local_data_plans(workflow, tmp_path):
+    for name in (
+        "wikitext-2/valid.txt",
+        "wikitext-2/test.txt",
+        "sst2/train.tsv",
+        "sst2/test.tsv",
+        "sentence-classification/TREC.train.all",
+        "sentence-classification/TREC.test.all",
+        "agnews/test.tsv",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    jobs = workflow.planned(overlay="local-data.example", RECLAIM_DATA=str(tmp_path))
+    assert {"data", "pretrain", "finetune_mezo", "finetune_backprop", "evaluate"} | ENDS <= set(jobs)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("    rates: {seeds: [101]}", "    rates: {seeds: []}", "experiments.mlm_masking.rates.seeds"),
+        ("overlay: smoke", "overlay: smoke\nsurprise: 1", "config: surprise"),
+        (
+            "  topics: {few_shot: {size: 32, sets: 2}}",
+            "  topics: {few_shot: {size: many}}",
+            "tasks.topics.few_shot.size",
+        ),
+        ("  - mezo/causal", "  - mezo/absent", "config: run"),
+    ],
+)
+def test_a_faulty_config_ends_in_one_message(workflow, edit, old, new, place):
+    edit("config/smoke.yaml", lambda text: text.replace(old, new))
+    result = workflow.run("--dry-run")
+    assert result.returncode != 0
+    assert place in result.stdout and "expected" in result.stdout
+    assert "Traceback" not in result.stdout
+    assert len(result.stdout.strip().splitlines()) < 8
+
+
+def test_a_missing_file_of_the_user_ends_in_one_message(workflow, tmp_path):
+    result = workflow.run("--dry-run", overlay="local-data.example", RECLAIM_DATA=str(tmp_path))
+    assert result.returncode != 0 and "no file" in result.stdout and "Traceback" not in result.stdout
