@@ -330,6 +330,10 @@ rule copy:
     threads: 1
     script: "scripts/copy_text.py"
 
+rule word:
+    output: "in/made.txt"
+    shell: "echo > {output}"
+
 rule other:
     output: "other.txt"
     shell: "touch {output}"
@@ -376,7 +380,8 @@ def test_a_script_runs_by_hand_as_under_snakemake(tmp_path):
     assert results[0] == results[1] == ("text one", ["wall_s", "cpu_s", "peak_mem_bytes", "tokens", "steps"])
 
     for target, expected in (
-        ("out/b.txt", "snakemake --cores 1 in/b.txt"),
+        ("out/made.txt", "snakemake --cores 1 in/made.txt"),
+        ("out/b.txt", "Missing input files for rule copy"),
         ("other.txt", "found made by rule other; expected an output of a rule that runs scripts/copy_text.py"),
         ("none.txt", "no job for none.txt"),
     ):
