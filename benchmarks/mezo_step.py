@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rng", choices=["sequential", "per_tensor"], default="sequential")
+    parser.add_argument("--sweep-threads", type=int, default=1, help="above 1 only with --rng per_tensor")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
@@ -96,7 +97,14 @@ def main() -> None:
         forward = best(loss, arguments.repeats)
     reference, ours = (
         Reference(model),
-        MeZO(model, LEARNING_RATE, eps=EPS, weight_decay=WEIGHT_DECAY, rng=arguments.rng),
+        MeZO(
+            model,
+            LEARNING_RATE,
+            eps=EPS,
+            weight_decay=WEIGHT_DECAY,
+            rng=arguments.rng,
+            num_threads=arguments.sweep_threads,
+        ),
     )
     rows = [
         ("forward pass", forward, forward),

@@ -29,7 +29,8 @@ from reclaim.objectives import (
 )
 from reclaim.optim import MeZO
 from reclaim.optim.blocks import measure_block_scales
-from reclaim.optim.streams import Scratch, SequentialDirection, Slot, legacy_numpy_seeds
+from reclaim.optim.slots import Slot
+from reclaim.optim.streams import Scratch, SequentialDirection, legacy_numpy_seeds
 
 Named = list[tuple[str, nn.Parameter]]
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from reclaim.errors import InputError
 from reclaim.optim.mezo import MeZO
-from reclaim.optim.streams import block_of, trainable_slots
+from reclaim.optim.slots import block_of, trainable_slots
 from reclaim.seeding import derive
 
 

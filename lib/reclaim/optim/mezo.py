@@ -25,6 +25,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -36,18 +37,12 @@ from torch import nn
 from reclaim.errors import InputError
 from reclaim.optim.arguments import number, one_of, whole
 from reclaim.optim.just_in_time import JustInTime, needs_just_in_time, round_to
-from reclaim.optim.streams import Direction, Scratch, Slot, block_of, compute_dtype, direction_factory, trainable_slots
+from reclaim.optim.slots import Slot, compute_dtype, set_factors, trainable_slots
+from reclaim.optim.streams import Direction, Scratch, direction_factory, directions_at
 from reclaim.seeding import derive
 
 Closure = Callable[[], torch.Tensor | float]
 NamedParameters = Iterable[tuple[str, torch.Tensor]]
-
-# The two rules of the official code. `large_models`: by substring, with the case as written, so that BERT's and
-# RoBERTa's `LayerNorm.weight` IS decayed. `medium_models` in its efficient mode decays everything.
-DECAY_FILTERS: dict[str, Callable[[str], bool]] = {
-    "no_bias_or_norm": lambda name: not any(part in name for part in ("bias", "layer_norm", "layernorm")),
-    "all": lambda name: True,
-}
 
 
 class Recorder(Protocol):
@@ -100,6 +95,8 @@ class MeZO:
     direction_seeds: explicit seeds instead, one per direction, for comparison with other implementations.
     in_place: perturb the stored weights. None: yes, unless one is of half precision.
     rounding: how updates of half-precision weights are rounded: "stochastic" or "nearest".
+    num_threads: how many threads share the sweeps, a tensor at a time; above 1 only with rng="per_tensor". The result
+        does not depend on it.
 
     Raises InputError for every argument that cannot be used.
     """
@@ -128,6 +125,7 @@ class MeZO:
         direction_seeds: Iterable[int] | None = None,
         in_place: bool | None = None,
         rounding: str = "stochastic",
+        num_threads: int = 1,
     ):
         one_of("direction_schedule", direction_schedule, "constant", "linear")
         one_of("direction_reduction", direction_reduction, "mean", "sum")
@@ -146,6 +144,9 @@ class MeZO:
         whole("seed", seed, 0)
         if direction_schedule == "linear" or num_train_steps is not None:
             whole("num_train_steps", num_train_steps, 1)
+        whole("num_threads", num_threads, 1)
+        if num_threads > 1 and rng != "per_tensor":
+            raise InputError("MeZO(num_threads=...)", f"{num_threads} with rng={rng!r}", "1, or rng='per_tensor'")
         if momentum_horizon is not None:
             whole("momentum_horizon", momentum_horizon, 1)
             if optimizer != "momentum":
@@ -175,11 +176,13 @@ class MeZO:
 
         self.module = module if isinstance(module, nn.Module) else None
         self.slots = trainable_slots(module.named_parameters() if isinstance(module, nn.Module) else module)
-        self._set_factors()
+        set_factors(self.slots, decay_filter, self.block_scales, scale_estimate)
         self.in_place = not needs_just_in_time(self.slots) if in_place is None else bool(in_place)
         self.scratch = Scratch()
         self._just_in_time = None if self.in_place else JustInTime(self.module, self.slots, self.scratch)
         self.open_direction = direction_factory(rng, self.slots, self.scratch, random_access=not self.in_place)
+
+        self._threads = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
 
         self.num_steps = 0
         self.recorder: Recorder | None = None
@@ -269,10 +272,14 @@ class MeZO:
 
     def _perturb(self, direction: Direction, scale: float) -> None:
         """One sweep: w <- w + scale z."""
-        for index, slot in enumerate(self.slots):
+
+        def visit(index: int) -> None:
+            slot = self.slots[index]
             weights, alpha = slot.flat(), scale * slot.perturb_scale
             for start, stop, z in direction.chunks(index):
                 weights[start:stop].add_(z, alpha=alpha)
+
+        self._sweep(visit)
 
     def _update(
         self, directions: Sequence[Direction], grads: Sequence[float], learning_rate: float, replaying: bool
@@ -290,7 +297,14 @@ class MeZO:
             self._past.append([(direction.seed, g) for direction, g in terms])
         step = self.num_steps + 1
 
-        for index, slot in enumerate(self.slots):
+        if self.in_place and self.optimizer == "sgd" and len(terms) == 1:
+            (direction, g), *_ = terms
+            self._sweep(lambda index: self._restore_and_descend(index, direction, g, learning_rate, replaying))
+            self.num_steps = step
+            return
+
+        def visit(index: int) -> None:
+            slot = self.slots[index]
             weights, a = slot.flat(), self.eps * slot.perturb_scale
             rounding = self._rounding_generator(slot, step)
             streams = [(direction.chunks(index), g * slot.update_scale) for direction, g in past + terms]
@@ -316,7 +330,36 @@ class MeZO:
                     work = self.scratch.take("work", stop - start, grad.dtype, grad.device).copy_(w)
                     self._descend(work, grad, index, start, stop, learning_rate)
                     round_to(work, w, rounding, self.scratch)
+
+        self._sweep(visit)
         self.num_steps = step
+
+    def _restore_and_descend(
+        self, index: int, direction: Direction, g: float, learning_rate: float, replaying: bool
+    ) -> None:
+        """SGD on one direction: w <- (1 - lr wd) w_minus + (eps (1 - lr wd) - lr g) z, with w_minus = w - eps z."""
+        slot = self.slots[index]
+        weights, a = slot.flat(), self.eps * slot.perturb_scale
+        decay = learning_rate * self.weight_decay if slot.decayed else 0.0
+        alpha = a * (1 - decay) - learning_rate * g * slot.update_scale
+        for start, stop, z in direction.chunks(index):
+            w = weights[start:stop]
+            if replaying:
+                w.add_(z, alpha=a)
+                w.add_(z, alpha=-2 * a)
+            if decay:
+                w.add_(w, alpha=-decay)  # 1 - decay as a float32 factor would lose the last digits of a small decay
+            w.add_(z, alpha=alpha)
+
+    def _sweep(self, visit: Callable[[int], None]) -> None:
+        """Visit every slot once, in order, or by several threads with the largest first."""
+        if self._threads is None:
+            for index in range(len(self.slots)):
+                visit(index)
+            return
+        by_size = sorted(range(len(self.slots)), key=lambda index: -self.slots[index].parameter.numel())
+        for _ in self._threads.map(visit, by_size):
+            pass
 
     def _descend(
         self, w: torch.Tensor, grad: torch.Tensor, index: int, start: int, stop: int, learning_rate: float
@@ -333,7 +376,7 @@ class MeZO:
         elif moments:
             grad = moments[0].mul_(self.momentum).add_(grad)
         if decay:
-            w.add_(w, alpha=-decay)  # 1 - decay as a float32 factor would lose the last digits of a small decay
+            w.add_(w, alpha=-decay)
         if self.optimizer != "adam":
             w.add_(grad, alpha=-learning_rate)
 
@@ -396,26 +439,3 @@ class MeZO:
             tuple(torch.zeros_like(slot.flat(), dtype=compute_dtype(slot.parameter.dtype)) for _ in range(count))
             for slot in self.slots
         ]
-
-    def _set_factors(self) -> None:
-        decays = DECAY_FILTERS.get(self.decay_filter) if isinstance(self.decay_filter, str) else self.decay_filter
-        if not callable(decays):
-            names = ", ".join(map(repr, DECAY_FILTERS))
-            raise InputError("MeZO(decay_filter=...)", repr(self.decay_filter), f"{names} or a function of the name")
-        for block, scale in self.block_scales.items():
-            number(f"block_scales[{block!r}]", scale, lambda x: x > 0, "a positive number")
-        unused = set(self.block_scales) - {block_of(slot.name) for slot in self.slots}
-        if unused:
-            raise InputError("MeZO(block_scales=...)", f"blocks {sorted(unused)}", "blocks of trainable parameters")
-        for slot in self.slots:
-            slot.decayed = bool(decays(slot.name))
-            c = float(self.block_scales.get(block_of(slot.name), 1.0))
-            slot.perturb_scale = 1 / c
-            slot.update_scale = c if self.scale_estimate == "variance" else 1.0
-
-
-def directions_at(step: int, num_directions: int, direction_schedule: str, num_train_steps: int | None) -> int:
-    """Number of directions of a step (counted from 1)."""
-    if direction_schedule == "constant":
-        return num_directions
-    return max(1, int((step - 1) / num_train_steps * num_directions))

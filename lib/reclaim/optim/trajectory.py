@@ -41,8 +41,9 @@ import torch
 from torch import nn
 
 from reclaim.errors import InputError
-from reclaim.optim.mezo import MeZO, NamedParameters, directions_at
-from reclaim.optim.streams import chunk_size
+from reclaim.optim.mezo import MeZO, NamedParameters
+from reclaim.optim.slots import chunk_size
+from reclaim.optim.streams import directions_at
 
 MAGIC = b"RCLMEZO1"
 _SEAL = struct.Struct("<Q32s")
