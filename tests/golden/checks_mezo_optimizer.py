@@ -214,7 +214,8 @@ def load_adapter(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def lora_model(folder: Path, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    model = add_lora(opt_model(folder)).eval()
+    rank = next(len(tensor) for name, tensor in tensors.items() if name.endswith("lora_A"))
+    model = add_lora(opt_model(folder), r=rank).eval()
     load_adapter(model, tensors)
     return model
 
@@ -309,9 +310,9 @@ def check_drift(path: Path) -> int:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = MeZO(model, 0.0, direction_seeds=[entry["seed"] for entry in case["log"]])
     ids = torch.randint(4, model.config.vocab_size, (4, 12), generator=torch.Generator().manual_seed(0))
-    for _ in case["log"]:
-        result = optimizer.step(lambda: option_lm_loss(model, ids, torch.ones_like(ids), [2, 2, 3, 3]))
-        assert result.projected_grad != 0
+    mask = torch.ones_like(ids)
+    grads = [optimizer.step(lambda: option_lm_loss(model, ids, mask, [2, 2, 3, 3])).projected_grad for _ in case["log"]]
+    assert len(set(grads)) > len(grads) / 2, "the loss is too coarse to tell directions apart"
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), f"{name} drifts"
     return len(case["log"])
