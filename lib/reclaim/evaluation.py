@@ -95,7 +95,11 @@ def pretraining_metrics(checkpoint: dict, training: dict, reference_loss: dict[s
         ("input_tokens", training["input_tokens"], "count"),
         ("forward_passes", training["forward_passes"], "count"),
     ]
-    reference = reference_loss.get(f"{checkpoint['masking'].get('corruption', 0):g}")
+    # The references are of plain masking: copied tokens, spans and further predictions make another task of it.
+    masking = checkpoint["masking"]
+    plain = masking["scheme"] == "uniform" and masking.get("replacement", "mask") == "mask"
+    plain = plain and masking.get("prediction", masking["corruption"]) == masking["corruption"]
+    reference = reference_loss.get(f"{masking['corruption']:g}") if plain else None
     if reference is not None:
         plateau = training["unigram_entropy"]
         rows.append(("learned_share", (plateau - loss) / (plateau - reference), "fraction"))

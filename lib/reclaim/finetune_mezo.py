@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from reclaim.optim.blocks import measure_block_scales
 from reclaim.optim.trajectory import record
 from reclaim.problems import Problem
 from reclaim.seeding import derive
+
+log = logging.getLogger(__name__)
 
 OPTIONS = ("eps", "weight_decay", "optimizer", "num_directions")
 """Keys of a recipe that `MeZO` takes as they are."""
@@ -54,6 +57,8 @@ def finetune_mezo(
     )
     take = epoch_batches(len(train_rows), recipe["per_device_train_batch_size"], derive(seed, "batches"))
     with record(optimizer, state_dir / "run.mezo") as done:
+        if done:
+            log.info("resumed at step %d from %s", done, state_dir / "run.mezo")
         if done and watch.due(done) and done not in watch.scores:
             watch.after(done)
         for step in progress(range(done, num_train_steps)):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -99,7 +100,7 @@ def train(
     seed: int,
     state_path: str | Path | None = None,
     run: str = "",
-    save_seconds: float = 60.0,
+    save_seconds: float | None = None,
     after_step: Callable[[int], None] = lambda step: None,
     progress: Callable[[range], Any] = iter,
 ) -> History:
@@ -107,9 +108,9 @@ def train(
 
     `batches(step)` gives the micro-batches of an update, `loss_function(micro_batch)` its summed loss and count.
     `after_step(n)` is called after n updates (evaluation; the model is in train mode, and put back into it). With
-    `state_path` the state is written there at most every `save_seconds`, a state found there is resumed from if it names the
-    same `run` (whatever identifies it: parameters, data, code), recipe and seed, and the file is
-    removed at the end. `progress` wraps the range of steps (tqdm or the job's own).
+    `state_path` the state is written there at most every `save_seconds` (default: $RECLAIM_SAVE_SECONDS, else 60), a state
+    found there is resumed from if it names the same `run` (whatever identifies it: parameters, data, code), recipe and seed,
+    and the file is removed at the end. `progress` wraps the range of steps (tqdm or the job's own).
 
     Raises `InputError` when the loss stops being finite (it names the step).
     """
@@ -118,6 +119,7 @@ def train(
     rate_at = schedule(recipe.lr_scheduler_type, recipe.learning_rate, recipe.num_train_steps, recipe.num_warmup_steps)
     history = History()
     state_path = Path(state_path) if state_path else None
+    save_seconds = float(os.environ.get("RECLAIM_SAVE_SECONDS", 60)) if save_seconds is None else save_seconds
     identity = f"{run} {recipe} seed={seed}"
     start = _resume(state_path, model, optimizer, history, identity) if state_path else 0
     device_type = parameters[0].device.type

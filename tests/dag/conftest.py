@@ -88,16 +88,26 @@ class Workflow:
         return jobs
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Workflow:
-    """The copy in which all of the smoke overlay is made; tests work on copies of it."""
-    folder = tmp_path_factory.mktemp("workflow")
+def _copy_checkout(folder: Path) -> Path:
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         else:
             shutil.copy2(source, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Callable[[Path], Path]:
+    """Copies what the workflow is made of into a folder, and gives the folder."""
+    return _copy_checkout
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Workflow:
+    """The copy in which all of the smoke overlay is made; tests work on copies of it."""
+    folder = _copy_checkout(tmp_path_factory.mktemp("workflow"))
     (folder / "stand-in").mkdir()
     (folder / "stand-in" / "sitecustomize.py").write_text(SITECUSTOMIZE)
     workflow = Workflow(folder)
