@@ -37,14 +37,14 @@ def count_parameters(network: nn.Module) -> int:
 class ImageAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """What the autoencoders share: training, codes and reconstructions under scikit-learn's interface.
 
-    A class below names its parameters (scikit-learn reads them off `__init__`) and builds its network in `_network`, a
+    A class below names its parameters (scikit-learn reads them off `__init__`) and builds its network in `build_network`, a
     module with `encode` (B, H, W, C) -> (B, d) and `decode` (B, d) -> (B, H, W, C).
 
     Fitted: `network_`, `image_shape_` (H, W, C), `n_features_in_`, `n_parameters_`, `loss_curve_` (mean loss of each
     epoch); with early stopping `validation_curve_` and `best_epoch_`. Codes of the training rows are not kept.
     """
 
-    def _network(self, image_shape: Shape) -> nn.Module:
+    def build_network(self, image_shape: Shape) -> nn.Module:
         raise NotImplementedError
 
     def fit(self, X, y=None):
@@ -59,7 +59,7 @@ class ImageAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         # Layers draw their initial weights from torch's global stream, which is put back afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "weights"))
-            self.network_ = self._network(self.image_shape_)
+            self.network_ = self.build_network(self.image_shape_)
         self.network_.to(device)
         self.n_parameters_ = count_parameters(self.network_)
         self._train(torch.from_numpy(X).view(-1, *self.image_shape_), seed, device)
@@ -110,7 +110,7 @@ class ImageAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         model = cls(**{**settings["parameters"], "device": device})
         model.n_features_in_, model.loss_curve_ = settings["n_features_in"], settings["loss_curve"]
         model.image_shape_ = _image_shape(model.image_shape, model.n_features_in_, cls.__name__)
-        model.network_ = model._network(model.image_shape_)
+        model.network_ = model.build_network(model.image_shape_)
         model.network_.load_state_dict(load_file(Path(path) / "model.safetensors"))
         model.network_.to(_device(device)).eval()
         model.n_parameters_ = count_parameters(model.network_)

@@ -257,7 +257,7 @@ class TransformerDR(ImageAutoencoder):
             raise InputError("TransformerDR.preset", repr(name), f"one of {', '.join(PRESETS)}")
         return cls(n_components, **{**PRESETS[name], **changes})
 
-    def _network(self, image_shape: Shape) -> TransformerAutoencoder:
+    def build_network(self, image_shape: Shape) -> TransformerAutoencoder:
         height, width, _ = image_shape
         if self.pool not in ("flatten", "mean", "token"):
             raise InputError("TransformerDR(pool=...)", repr(self.pool), "flatten, mean or token")

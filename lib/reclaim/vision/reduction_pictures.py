@@ -1,0 +1,67 @@
+"""Pictures of a reduction experiment as PNG: scatter plots of 2-D codes, and rows of rebuilt images."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+# Ten colours by Tol ("Colour schemes", muted, with one grey), told apart by colour-blind readers.
+COLOURS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499", "#777777")
+DPI = 110
+STYLE = {"font.family": "DejaVu Sans", "font.size": 8, "text.parse_math": False}
+
+
+def codes_picture(codes: Mapping[str, np.ndarray], labels: np.ndarray, label_names: Sequence[str]) -> bytes:
+    """Draw one scatter plot a method, points (n, 2) coloured by class; each plot has a scale of its own."""
+    columns = min(3, len(codes))
+    rows = math.ceil(len(codes) / columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.1 * columns, 2.25 * rows + 0.4), layout="constrained", dpi=DPI)
+        few = len(label_names) <= len(COLOURS)
+        for place, (name, points) in enumerate(codes.items(), start=1):
+            axes = figure.add_subplot(rows, columns, place)
+            shown = labels[: len(points)]
+            for label in np.unique(shown):
+                chosen = points[shown == label]
+                axes.plot(chosen[:, 0], chosen[:, 1], "o", color=COLOURS[label % len(COLOURS)], markersize=2, mew=0)
+            axes.set(title=name, xticks=[], yticks=[])
+        if few:
+            marks = [Line2D([], [], marker="o", ls="", color=colour) for colour in COLOURS]
+            names = [str(name) for name in label_names]
+            figure.legend(marks[: len(names)], names, loc="outside lower center", ncols=10, frameon=False,
+                          handletextpad=0.1, columnspacing=0.8)  # fmt: skip
+        return _png(figure)
+
+
+def rebuilt_picture(rows: Mapping[str, np.ndarray], image_shape: tuple[int, int, int]) -> bytes:
+    """Draw one line of images (n, H * W * C) a method, clipped to [0, 1], the name above each line."""
+    height, width, channels = image_shape
+    count = len(next(iter(rows.values())))
+    line = 6.3 / count * height / width + 0.2
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.3, line * len(rows)), dpi=DPI)
+        axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+        figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.2 / (line * len(rows)), bottom=0.01, hspace=0.25)
+        for axis, (name, images) in zip(axes, rows.items(), strict=True):
+            grid = np.ones((height, count * (width + 1) - 1, channels))
+            for place, image in enumerate(images):
+                left = place * (width + 1)
+                grid[:, left : left + width] = np.clip(image, 0, 1).reshape(image_shape)
+            axis.imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+            axis.set_title(name, loc="left", pad=2)
+            axis.set_axis_off()
+        return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    return stream.getvalue()
