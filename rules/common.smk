@@ -16,7 +16,8 @@ from reclaim.config import check_config
 from reclaim.data import local_files
 from reclaim.errors import InputError
 from reclaim.plan import dotted, make_plan
-from reclaim.provenance import fingerprint, verify_cache
+from reclaim.world.generators import module_name
+from reclaim.provenance import fingerprint, pins_digest, verify_cache
 
 try:
     check_config(config, BASE / "schemas" / "config.schema.json")
@@ -27,6 +28,7 @@ except InputError as error:
 
 RESULTS = config["results"]
 STATE = f"{RESULTS}/.state"
+PINS = pins_digest(BASE / "pyproject.toml")
 
 
 wildcard_constraints:
@@ -63,9 +65,12 @@ def growing(stage, key):
     return lambda wildcards, attempt: demand(stage, key) * 2 ** (attempt - 1)
 
 
-def code(script):
-    """Fingerprint of a script and of all it imports inside the package: an edit there reruns the jobs."""
-    return fingerprint(f"scripts/{script}")
+def code(script, *modules):
+    """Fingerprint of a script, of all it imports inside the package, and of the pinned versions.
+
+    An edit or a new version there reruns the jobs. `modules` are those that a script imports by a computed name.
+    """
+    return f"{fingerprint(f'scripts/{script}', *modules)}-{PINS}"
 
 
 def model_folder(model, checkpoint_id=None):
@@ -76,5 +81,8 @@ def model_folder(model, checkpoint_id=None):
 # Snakemake's cache between workflows trusts its entries; entries that changed since they were stored are removed here, before
 # any job could be served one.
 if environ.get(LOCATION_ENVVAR) and workflow.is_main_process:
-    for entry in verify_cache(environ[LOCATION_ENVVAR], RESULTS):
-        print(f"cache: {entry} was damaged; removed, it will be made again", file=sys.stderr)
+    try:
+        for entry in verify_cache(environ[LOCATION_ENVVAR], RESULTS):
+            print(f"cache: {entry} was damaged; removed, it will be made again", file=sys.stderr)
+    except InputError as error:
+        raise WorkflowError(str(error)) from None

@@ -21,7 +21,7 @@ rule data:
         gpu=demand("data", "gpu"),
     params:
         spec=lambda wildcards: config["data"][wildcards.dataset],
-        code=code("make_data.py"),
+        code=lambda wildcards: code("make_data.py", *generator_modules(wildcards.dataset)),
     script:
         "../scripts/make_data.py"
 

@@ -6,6 +6,12 @@ def source_files(wildcards):
     return SOURCE_FILES[wildcards.dataset]
 
 
+def generator_modules(dataset):
+    """The module that makes a generated data set, which is imported by its name in the configuration."""
+    spec = config["data"][dataset]
+    return [module_name(spec["generator"])] if spec["source"] == "world" else []
+
+
 def tokenizer_inputs(wildcards):
     """The data that a tokenizer is trained on, or the model that it is taken from."""
     spec = config["tokenizers"][wildcards.tokenizer]

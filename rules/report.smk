@@ -58,6 +58,6 @@ rule page:
         gpu=demand("page", "gpu"),
     params:
         config=config,
-        code=code("build_report.py"),
+        code=code("build_report.py", "reclaim.provenance"),
     script:
         "../scripts/build_report.py"

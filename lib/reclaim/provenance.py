@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -193,6 +194,13 @@ def _data_files(strings: frozenset[str], places: tuple[str, str]) -> Iterator[st
                 yield str(path)
             elif path.is_dir() and not any(path.glob("*.py")):
                 yield from (str(each) for each in path.rglob("*") if each.is_file() and each.suffix != ".pyc")
+
+
+def pins_digest(pyproject: str | Path) -> str:
+    """A hash of the pinned versions in a pyproject.toml: results may change with them, and its other lines do not count."""
+    with open(pyproject, "rb") as file:
+        pins = tomllib.load(file)["project"]["dependencies"]
+    return hashlib.sha256("\n".join(sorted(pins)).encode()).hexdigest()[:8]
 
 
 def run_manifest(config: dict[str, Any]) -> dict[str, Any]:

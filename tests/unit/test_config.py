@@ -66,6 +66,7 @@ METHODS = ("experiments", "mezo", "methods")
         (("tasks", "last", "few_shot"), {"sampling": "per_class", "k": 64}, "tasks.last.few_shot"),
         (("tasks", "last", "templates", "masked"), "absent", "tasks.last.templates.masked"),
         (("tasks", "last", "templates", "masked"), {"template": "no mask"}, "tasks.last.templates.masked"),
+        (("data", "idioms", "generator"), "absent", "data.idioms.generator"),
         (("data", "idioms", "source"), "web", "data.idioms.source"),
         (("run",), ["mezo/absent"], "config: run"),
         (("run",), [], "config: run"),

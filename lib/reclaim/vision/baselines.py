@@ -15,21 +15,23 @@ the strides do not divide, or for another than that of the position embeddings o
 
 from __future__ import annotations
 
+import reclaim.torchvision_shim  # noqa: F401  # timm cannot be imported before
+
+# isort: split
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-import reclaim.torchvision_shim  # noqa: F401
-from reclaim.errors import InputError
-from reclaim.vision.stm_unet import VARIANTS, check_divisible, grid_size, stm_unet
 from timm.layers import GroupNormAct, StdConv2dSame
 from timm.models.resnetv2 import ResNetV2
 from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reclaim.errors import InputError
+from reclaim.vision.stm_unet import VARIANTS, check_divisible, grid_size, stm_unet
 
 
 def double_conv(in_channels: int, channels: int, middle: int | None = None, bias: bool = False) -> nn.Sequential:
@@ -72,8 +74,7 @@ class UNet(nn.Module):
         half = 2 if bilinear else 1
         down = [*widths[:-1], widths[-1] // half]
         self.down = nn.ModuleList(
-            double_conv(before, after, bias=bias)
-            for before, after in zip([in_channels, *down[:-1]], down, strict=True)
+            double_conv(before, after, bias=bias) for before, after in zip([in_channels, *down[:-1]], down, strict=True)
         )
         self.expand, self.up = nn.ModuleList(), nn.ModuleList()
         for deep, skip in zip(widths[:0:-1], widths[-2::-1], strict=True):

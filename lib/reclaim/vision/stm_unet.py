@@ -18,16 +18,18 @@ first pooling and the last upsampling are left out, for images of 64 pixels, who
 
 from __future__ import annotations
 
+import reclaim.torchvision_shim  # noqa: F401  # timm cannot be imported before
+
+# isort: split
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import reclaim.torchvision_shim  # noqa: F401
 from reclaim.errors import InputError
-from timm.models.swin_transformer import SwinTransformerBlock
 
 # What each variant changes of the full model (spec card, section 3.2 and the tiny protocol).
 VARIANTS: dict[str, dict[str, Any]] = {
