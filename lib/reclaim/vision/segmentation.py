@@ -246,8 +246,8 @@ def _trained(
     for measure, unit, points in (("train_loss", "1", epochs), ("dev_iou", "fraction", scores)):
         rows = [{"variant": variant, "step": step, "measure": measure, "value": v, "unit": unit} for step, v in points]
         outcome.curves += rows
-    cost = {"variant": variant, "measure": "step_cpu_s", "value": record["step_cpu_s"], "unit": "s"}
-    outcome.costs.append(cost)
+    cost = {"measure": "step_cpu_s", "value": record["step_cpu_s"], "unit": "s"}
+    outcome.costs.append({"variant": variant, "stage": "segmentation", "job": f"{arm['name']}.s{seed}", **cost})
     return model
 
 
