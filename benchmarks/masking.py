@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 
-import reclaim.torchvision_shim  # noqa: F401
 from reclaim import pmi
 from reclaim.masking import Masker, span_lengths
 from reclaim.masking_legacy import mask_fairseq, mask_spanbert

@@ -16,10 +16,10 @@ import argparse
 import time
 from collections.abc import Callable
 
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 import transformers
 
-import reclaim.torchvision_shim  # noqa: F401
 from reclaim.optim import MeZO
 
 EPS, LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-6, 0.0

@@ -22,11 +22,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import reclaim.torchvision_shim  # noqa: F401
 from reclaim.errors import InputError
 
 PREFIX_ATTENTION = "reclaim_prefix"

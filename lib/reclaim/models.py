@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 
-import reclaim.torchvision_shim  # noqa: F401
 from reclaim.architectures import ARCHITECTURES
 from reclaim.errors import InputError
 from reclaim.fairseq import refuse_post_norm

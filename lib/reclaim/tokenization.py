@@ -24,8 +24,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-
 import reclaim.torchvision_shim  # noqa: F401
+
 from reclaim.errors import InputError
 
 # Special tokens in the order of their ids.

@@ -11,12 +11,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 import transformers
 from safetensors.torch import load_file
 from torch import nn
 
-import reclaim.torchvision_shim  # noqa: F401
 from harness import companion
 from reclaim.adapters import add_lora, add_prefix
 from reclaim.objectives import (

@@ -182,11 +182,10 @@ def check_accuracy(path: Path) -> int:
 
 @cache
 def _opt(folder: Path):
+    import reclaim.torchvision_shim  # noqa: F401
     import torch
     from safetensors.torch import load_file
     from transformers import OPTConfig, OPTForCausalLM
-
-    import reclaim.torchvision_shim  # noqa: F401
 
     model = OPTForCausalLM(OPTConfig(**json.loads((folder / "opt_config.json").read_text())))
     weights = load_file(folder / "opt_init.safetensors")

@@ -310,13 +310,12 @@ def check_optim(path: Path) -> int:
 
 
 def check_tiny_preln(path: Path) -> int:
+    import reclaim.torchvision_shim  # noqa: F401
     from transformers import (
         RobertaPreLayerNormConfig,
         RobertaPreLayerNormForMaskedLM,
         RobertaPreLayerNormForSequenceClassification,
     )
-
-    import reclaim.torchvision_shim  # noqa: F401
 
     vectors = _read(path)
     size = vectors["config"]

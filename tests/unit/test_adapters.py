@@ -1,10 +1,10 @@
 """LoRA, prefixes and the head alone: what trains, what stays, and what the model computes."""
 
 import pytest
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 import transformers
 
-import reclaim.torchvision_shim  # noqa: F401
 from reclaim.adapters import add_lora, add_prefix, train_head_only
 from reclaim.errors import InputError
 from reclaim.objectives import option_lm_loss

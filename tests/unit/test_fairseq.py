@@ -3,9 +3,9 @@
 import math
 
 import pytest
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 
-import reclaim.torchvision_shim  # noqa: F401
 from reclaim.errors import InputError
 from reclaim.fairseq import from_deepspeed_kernel, from_fairseq, refuse_post_norm, to_fairseq
 from reclaim.optim.fairseq_adam import FairseqAdam

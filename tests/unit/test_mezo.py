@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 import pytest
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
 
-import reclaim.torchvision_shim  # noqa: F401
 from reclaim.errors import InputError
 from reclaim.memory import peak_memory
 from reclaim.optim import MeZO

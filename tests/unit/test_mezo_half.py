@@ -3,11 +3,11 @@
 import copy
 
 import pytest
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 import transformers
 from torch import nn
 
-import reclaim.torchvision_shim  # noqa: F401
 from reclaim.objectives import option_lm_loss
 from reclaim.optim import MeZO
 from reclaim.optim.just_in_time import JustInTime, round_to

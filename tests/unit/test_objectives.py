@@ -3,10 +3,10 @@
 import math
 
 import pytest
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 import transformers
 
-import reclaim.torchvision_shim  # noqa: F401
 from reclaim.errors import InputError
 from reclaim.objectives import (
     label_word_logits,

@@ -2,10 +2,10 @@ import logging
 
 import numpy as np
 import pytest
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 import transformers
 
-import reclaim.torchvision_shim  # noqa: F401
 from checks_mezo_prompting import ToyTokenizer
 from reclaim import scoring
 from reclaim.errors import InputError

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 import reclaim.torchvision_shim  # noqa: F401
+
 from reclaim.errors import InputError
 from reclaim.tokenization import SPECIAL_TOKENS, model_vocab_size, require_words, train_tokenizer, word_starts
 from reclaim.world import generators

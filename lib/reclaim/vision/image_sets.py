@@ -300,7 +300,12 @@ def _as_array(picture, place: str, size: list[int] | None) -> np.ndarray:
 
     if picture.mode.startswith(("I", "F")):
         raise InputError(place, f"an image of mode {picture.mode}", "8 bits a channel")
-    picture = picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")
+    if picture.mode == "P":  # a palette, as in GIF files, of greys or of colours
+        colours = np.asarray(picture.convert("RGB"))
+        grey = bool((colours == colours[..., :1]).all())
+    else:
+        grey = picture.mode in ("1", "L", "LA")
+    picture = picture.convert("L" if grey else "RGB")
     if size:
         picture = picture.resize((size[1], size[0]), Image.Resampling.BOX)
     array = np.asarray(picture)
