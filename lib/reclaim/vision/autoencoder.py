@@ -90,6 +90,8 @@ class ImageAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def save(self, path: str | Path) -> None:
         """Write weights (safetensors) and parameters (JSON) as one folder; `random_state` must be a number or None."""
         check_is_fitted(self)
+        if isinstance(self.random_state, np.random.RandomState):
+            raise InputError(f"{type(self).__name__}.save", "a RandomState as random_state", "a number or None")
         settings = {
             "class": type(self).__name__,
             "parameters": self.get_params(),
@@ -107,7 +109,8 @@ class ImageAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         settings = read_json(Path(path) / "config.json")
         if settings["class"] != cls.__name__:
             raise InputError(str(path), f"a saved {settings['class']}", f"a saved {cls.__name__}")
-        model = cls(**{**settings["parameters"], "device": device})
+        parameters = {name: tuple(v) if isinstance(v, list) else v for name, v in settings["parameters"].items()}
+        model = cls(**{**parameters, "device": device})
         model.n_features_in_, model.loss_curve_ = settings["n_features_in"], settings["loss_curve"]
         model.image_shape_ = _image_shape(model.image_shape, model.n_features_in_, cls.__name__)
         model.network_ = model.build_network(model.image_shape_)
