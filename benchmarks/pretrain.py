@@ -14,12 +14,13 @@ import statistics
 import tempfile
 import time
 
+import numpy as np
 import reclaim.torchvision_shim  # noqa: F401, I001
 import torch
 import transformers
 
 from reclaim.masking import Masker
-from reclaim.pretrain import pretrain_masked
+from reclaim.pretrain import TokenRows, pretrain_masked
 from reclaim.train import Recipe
 
 SPECIAL = {"bos": 0, "pad": 1, "eos": 2, "unk": 3, "mask": 4}
@@ -55,8 +56,9 @@ def ours(input_ids: torch.Tensor, rate: float, vocab_size: int, rows: int, steps
     model = build(vocab_size, input_ids.shape[1])
     masker = Masker("uniform", rate, seed=0, vocab_size=vocab_size, mask_token_id=4, special_ids=[0, 1, 2, 3])
     recipe = Recipe(num_train_steps=steps, per_device_train_batch_size=rows, learning_rate=1e-3, weight_decay=0.01)
-    full = torch.ones_like(input_ids, dtype=torch.bool)
-    pretrain_masked(model, input_ids, full, full, masker, recipe, seed=0)
+    tokens = input_ids.flatten().numpy().astype(np.int32)
+    data = TokenRows(tokens, np.arange(0, len(tokens) + 1, input_ids.shape[1]), pad_token_id=1)
+    pretrain_masked(model, data, masker, recipe, seed=0)
 
 
 def trainer(input_ids: torch.Tensor, rate: float, vocab_size: int, rows: int, steps: int) -> None:

@@ -14,7 +14,7 @@ with job(snakemake) as context:
     tokenizer = load_tokenizer(inputs.tokenizer)
     model, training = pretrain(
         snakemake.params.spec,
-        list(iter_texts(inputs.data, ["train"])),
+        iter_texts(inputs.data, ["train"]),
         tokenizer,
         pmi=pd.read_parquet(inputs.pmi) if "pmi" in inputs.keys() else None,
         device=context.device(),

@@ -7,7 +7,9 @@ predictions of an update. With a prediction rate above the corruption rate each 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from reclaim.train import History, Recipe, train
 
 
 def pretrain(
-    spec: dict, texts: Sequence[str], tokenizer, *, pmi=None, device: torch.device | str = "cpu", **options: Any
+    spec: dict, texts: Iterable[str], tokenizer, *, pmi=None, device: torch.device | str = "cpu", **options: Any
 ):
     """Build and pre-train the model that a checkpoint's `spec` describes; give it with the record of its training.
 
@@ -47,15 +49,14 @@ def pretrain(
         return model, record
     packing = {key: recipe_spec.pop(key) for key in ("packing", "append_eos") if key in recipe_spec}
     mask_special_tokens = recipe_spec.pop("mask_special_tokens", False)
-    input_ids, attention_mask = pack(texts, tokenizer, recipe_spec.pop("max_length"), **packing)
+    rows = pack(texts, tokenizer, recipe_spec.pop("max_length"), **packing)
     recipe = Recipe.from_config(recipe_spec, "recipes.*")
-    special = torch.tensor(tokenizer.all_special_ids)
-    eligible = attention_mask if mask_special_tokens else attention_mask & ~torch.isin(input_ids, special)
-    record["unigram_entropy"] = unigram_entropy(input_ids, eligible)
-    rows = min(recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps, len(input_ids))
-    record["input_tokens"] = int(rows * recipe.num_train_steps * attention_mask.sum() / len(attention_mask))
+    never_masked = [] if mask_special_tokens else tokenizer.all_special_ids
+    record["unigram_entropy"] = unigram_entropy(rows, never_masked)
+    batch_rows = min(recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps, len(rows))
+    record["input_tokens"] = round(batch_rows * recipe.num_train_steps * len(rows.tokens) / len(rows))
     if ARCHITECTURES[model_spec["architecture"]][1] == "causal":
-        history = pretrain_causal(model, input_ids, attention_mask, recipe, seed=seed, **options)
+        history = pretrain_causal(model, rows, recipe, seed=seed, **options)
     else:
         units, vocab_size = None, model_vocab_size(tokenizer)
         if masking["scheme"] == "pmi":
@@ -74,61 +75,125 @@ def pretrain(
             word_start=word_starts(tokenizer)[:vocab_size],
             units=units,
         )
-        history = pretrain_masked(model, input_ids, attention_mask, eligible, masker, recipe, seed=seed, **options)
+        history = pretrain_masked(model, rows, masker, recipe, seed=seed, never_masked=never_masked, **options)
     record |= {"loss": history.loss, "predictions": history.predictions, "forward_passes": history.forward_passes}
     return model, record
 
 
+class TokenRows:
+    """Rows of token ids of any length, end to end in one array, which may be a file: only the rows of a batch are in memory.
+
+    `tokens`: int32 (all tokens). `offsets`: int64 (rows + 1); row i is tokens[offsets[i]:offsets[i + 1]].
+    """
+
+    def __init__(self, tokens: np.ndarray, offsets: np.ndarray, pad_token_id: int):
+        self.tokens, self.offsets, self.pad_token_id = tokens, offsets, pad_token_id
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """input_ids int64 and attention_mask bool, (rows, longest), padded on the right."""
+        starts, lengths = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
+        positions = np.arange(lengths.max())[None, :]
+        mask = positions < lengths[:, None]
+        input_ids = np.full(mask.shape, self.pad_token_id, dtype=np.int64)
+        input_ids[mask] = self.tokens[(starts[:, None] + positions)[mask]]
+        return torch.from_numpy(input_ids), torch.from_numpy(mask)
+
+
+TEXTS_AT_A_TIME = 10_000
+
+
 def pack(
     texts: Iterable[str], tokenizer, max_length: int, packing: str = "blocks", append_eos: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokenize a corpus into rows of at most `max_length` tokens: input_ids int64 and attention_mask bool, (rows, length).
+) -> TokenRows:
+    """Tokenize a corpus into rows of at most `max_length` tokens, some thousand texts at a time.
 
     `blocks`: the texts, each followed by `</s>`, are one stream cut every `max_length - 1` tokens, whatever the borders, and
     `<s>` is put in front of each piece (fairseq's `break_mode none`). `documents`: one text a row behind `<s>` (and before
-    `</s>` with `append_eos`), cut at `max_length`, padded to the longest.
+    `</s>` with `append_eos`), cut at `max_length`. The tokens go through an unnamed temporary file, so that a corpus need not
+    fit into memory.
+
+    Raises `InputError` for another packing, and for a corpus without a row.
     """
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    if packing == "blocks":
-        rows = token_blocks([[*ids, eos] for ids in encoded], block_size=max_length - 1, bos=bos)
-    elif packing == "documents":
-        room = max_length - 1 - append_eos
-        rows = [[bos, *ids[:room], *([eos] if append_eos else [])] for ids in encoded]
-    else:
+    if packing not in ("blocks", "documents"):
         raise InputError("recipes.*.packing", repr(packing), "blocks or documents")
-    lengths = np.fromiter(map(len, rows), dtype=np.int64)
-    attention_mask = np.arange(lengths.max())[None, :] < lengths[:, None]
-    input_ids = np.full(attention_mask.shape, tokenizer.pad_token_id, dtype=np.int64)
-    input_ids[attention_mask] = np.concatenate(rows)
-    return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    lengths: list[int] = []
+    left_over: list[int] = []
+    with tempfile.TemporaryFile() as file:
+
+        def write(rows: Iterable[Sequence[int]]) -> None:
+            for row in rows:
+                lengths.append(len(row))
+                file.write(np.asarray(row, dtype=np.int32).tobytes())
+
+        for part in batched(texts, TEXTS_AT_A_TIME):
+            encoded = tokenizer(part, add_special_tokens=False)["input_ids"]
+            if packing == "documents":
+                room = max_length - 1 - append_eos
+                write([bos, *ids[:room], *([eos] if append_eos else [])] for ids in encoded)
+                continue
+            stream = [left_over, *([*ids, eos] for ids in encoded)]
+            *whole, last = token_blocks(stream, block_size=max_length - 1, bos=bos)
+            write(whole)
+            left_over = list(last[1:])
+        if left_over:
+            write([[bos, *left_over]])
+        if not lengths:
+            raise InputError("the corpus to pre-train on", "no text", "at least one")
+        file.flush()
+        tokens = np.memmap(file, dtype=np.int32, mode="r")
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return TokenRows(tokens, offsets, tokenizer.pad_token_id)
 
 
-def unigram_entropy(input_ids: torch.Tensor, eligible: torch.Tensor) -> float:
-    """Entropy (nats) of the eligible tokens when only their frequency is known; the start token is free, being known."""
-    start = torch.zeros_like(eligible)
-    start[:, 0] = True
-    counts = torch.bincount(input_ids[eligible & ~start]).double()
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * share.log()).sum() * (eligible & ~start).sum() / eligible.sum())
+def batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of up to `size` texts."""
+    iterator = iter(texts)
+    while part := list(islice(iterator, size)):
+        yield part
+
+
+def unigram_entropy(rows: TokenRows, never_masked: Sequence[int] = ()) -> float:
+    """Entropy (nats) of a predicted token when only frequencies are known; the start token, at a known place, is free.
+
+    Tokens that are `never_masked` count neither as predicted nor in the frequencies.
+    """
+    counts = np.bincount(rows.tokens).astype(np.float64)
+    starts = np.bincount(rows.tokens[rows.offsets[:-1]], minlength=len(counts))
+    masked = np.ones(len(counts), dtype=bool)
+    masked[[token for token in never_masked if token < len(counts)]] = False
+    predicted = counts[masked].sum()
+    inner = np.where(masked, counts - starts, 0)
+    share = inner[inner > 0] / inner.sum()
+    return float(-(share * np.log(share)).sum() * inner.sum() / predicted)
 
 
 def pretrain_masked(
-    model, input_ids, attention_mask, eligible, masker: Masker, recipe: Recipe, *, seed: int, **options: Any
+    model,
+    rows: TokenRows,
+    masker: Masker,
+    recipe: Recipe,
+    *,
+    seed: int,
+    never_masked: Sequence[int] = (),
+    **options: Any,
 ) -> History:
     """Pre-train a masked language model in place; `options` go to `reclaim.train.train`.
 
-    `input_ids`, `attention_mask`, `eligible` (may be masked): (rows, length). Two runs with one seed and different maskers see
-    the same text in the same order. Losses are at the run's own rate: at different rates they are different tasks.
+    Two runs with one seed and different maskers see the same text in the same order. Losses are at the run's own rate: at
+    different rates they are different tasks.
     """
 
     def batches(step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         for epoch, part in take(step):
-            chosen = torch.from_numpy(part)
-            mask = attention_mask[chosen].to(device)
-            batch = masker.mask(input_ids[chosen].to(device), epoch, part, mask, eligible[chosen].to(device))
+            input_ids, mask = (tensor.to(device) for tensor in rows.take(part))
+            eligible = mask & ~torch.isin(input_ids, excluded) if len(excluded) else mask
+            batch = masker.mask(input_ids, epoch, part, mask, eligible)
             # Full rows need no attention mask, and without one attention takes its faster path.
-            yield batch.input_ids, batch.labels, None if full else mask.repeat(batch.copies, 1)
+            yield batch.input_ids, batch.labels, None if bool(mask.all()) else mask.repeat(batch.copies, 1)
 
     def loss(batch) -> tuple[torch.Tensor, int]:
         ids, labels, mask = batch
@@ -138,18 +203,17 @@ def pretrain_masked(
         return F.cross_entropy(logits, labels[predicted], reduction="sum"), len(logits)
 
     device = next(model.parameters()).device
-    full = bool(attention_mask.all())
-    take = _micro_batches(len(input_ids), recipe, seed)
+    excluded = torch.tensor(list(never_masked), dtype=torch.long, device=device)
+    take = _micro_batches(len(rows), recipe, seed)
     return train(model, batches, loss, recipe, seed=seed, **options)
 
 
-def pretrain_causal(model, input_ids, attention_mask, recipe: Recipe, *, seed: int, **options: Any) -> History:
+def pretrain_causal(model, rows: TokenRows, recipe: Recipe, *, seed: int, **options: Any) -> History:
     """Pre-train a causal language model in place: next-token cross entropy over all real tokens."""
 
     def batches(step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for _, part in take(step):
-            chosen = torch.from_numpy(part)
-            yield input_ids[chosen].to(device), attention_mask[chosen].to(device)
+            yield tuple(tensor.to(device) for tensor in rows.take(part))
 
     def loss(batch) -> tuple[torch.Tensor, int]:
         ids, mask = batch
@@ -159,7 +223,7 @@ def pretrain_causal(model, input_ids, attention_mask, recipe: Recipe, *, seed: i
         return F.cross_entropy(logits, ids[:, 1:][predicted], reduction="sum"), len(logits)
 
     device = next(model.parameters()).device
-    take = _micro_batches(len(input_ids), recipe, seed)
+    take = _micro_batches(len(rows), recipe, seed)
     return train(model, batches, loss, recipe, seed=seed, **options)
 
 

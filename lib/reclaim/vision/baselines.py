@@ -15,13 +15,11 @@ the strides do not divide, or for another than that of the position embeddings o
 
 from __future__ import annotations
 
-import reclaim.torchvision_shim  # noqa: F401  # timm cannot be imported before
-
-# isort: split
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 from timm.layers import GroupNormAct, StdConv2dSame
 from timm.models.resnetv2 import ResNetV2

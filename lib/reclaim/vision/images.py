@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
 from reclaim.data import iter_split
@@ -71,10 +72,12 @@ FORMATS = (*ISIC, "image_mask")
 Image.MAX_IMAGE_PIXELS = 200_000_000
 
 
-def encode_png(array: np.ndarray) -> bytes:
-    """Encode a uint8 array [height, width] or [height, width, 3] as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG")
+def encode_png(array: np.ndarray, **texts: str) -> bytes:
+    """Encode a uint8 array [height, width] or [height, width, 3] as PNG; `texts` are kept in the file by their names."""
+    buffer, info = io.BytesIO(), PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    Image.fromarray(array).save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()
 
 

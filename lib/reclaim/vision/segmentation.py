@@ -36,6 +36,7 @@ from reclaim.vision.images import ImageSet, encode_png, load_images, otsu_masks
 from reclaim.vision.segmenter import Augmentation, complexity, fit, initialize, predict, score
 from reclaim.vision.stm_unet import grid_size
 
+PANEL_CELL = 128  # most pixels of an image's side in the panel
 SELECTIONS = ("last", "best_dev", "best_test")
 # What an arm's weights do not depend on.
 AFTER_TRAINING = ("arms", "seeds", "pictures", "complexity", "test", "evaluate_at")
@@ -335,20 +336,24 @@ def _paper_sizes(spec: Mapping[str, Any], outcome: Outcome) -> None:
 
 
 def _pictures(data: ImageSet, predicted: Mapping[str, np.ndarray]) -> dict[str, bytes]:
-    """Each predicted mask as a PNG, and `panel.png`: a row an image with its photograph, mask and predictions by arm."""
+    """Each predicted mask as a PNG, and `panel.png`: a row an image with its photograph, mask and predictions by arm.
+
+    The panel's `columns` (a text in the file) name its columns; large images are thinned out in it.
+    """
     files = {
         re.sub(r"[^A-Za-z0-9._-]", "_", f"{arm}-{item}") + ".png": encode_png(255 * mask.astype(np.uint8))
         for arm, masks in predicted.items()
         for item, mask in zip(data.ids, masks, strict=True)
     }
-    columns = [data.images, data.masks, *predicted.values()]
+    step = -(-max(data.masks.shape[1:]) // PANEL_CELL)
+    columns = {"image": data.images, "mask": data.masks, **predicted}
     rows = []
     for row in range(len(data)):
         cells = []
-        for column in columns:
-            cell = column[row]
-            if column.ndim == 3:
+        for column in columns.values():
+            cell = column[row, ::step, ::step]
+            if cell.ndim == 2:
                 cell = np.repeat(255 * cell[..., None].astype(np.uint8), 3, axis=2)
             cells.append(np.pad(cell, ((1, 1), (1, 1), (0, 0)), constant_values=128))
         rows.append(np.concatenate(cells, axis=1))
-    return {**files, "panel.png": encode_png(np.concatenate(rows))}
+    return {**files, "panel.png": encode_png(np.concatenate(rows), columns=json.dumps(list(columns)))}

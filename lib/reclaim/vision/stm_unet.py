@@ -18,12 +18,10 @@ first pooling and the last upsampling are left out, for images of 64 pixels, who
 
 from __future__ import annotations
 
-import reclaim.torchvision_shim  # noqa: F401  # timm cannot be imported before
-
-# isort: split
 from collections.abc import Sequence
 from typing import Any
 
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn

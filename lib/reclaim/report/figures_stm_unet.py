@@ -1,0 +1,340 @@
+"""Figures of STM-UNet (Shi, Gao, Zhang and Zhang, GLOBECOM 2023).
+
+Only the paper's abstract was at hand, which has no figure: nothing of the paper's own is drawn beside ours.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+from reclaim.report.accuracy import HOW, mean_text
+from reclaim.report.figures import (
+    Curve,
+    Exhibit,
+    Row,
+    curve_plot,
+    fixed,
+    interval_text,
+    mean_interval,
+    number,
+    row_plot,
+)
+from reclaim.report.system import Record, System, SystemTables, by_seed, group, where
+
+KEY = "stm_unet"
+EXPERIMENTS = {"lesions": "lesion-like images", "variants": "lesion-like images, all variants", "isic": "ISIC"}
+NAMES = {
+    "full": "STM-UNet",
+    "no_swin": "without Swin skips",
+    "unext": "UNeXt",
+    "unet": "U-Net",
+    "transunet": "TransUNet",
+    "swin_unet": "Swin-Unet",
+    "unext_bottleneck": "UNeXt's bottleneck, with Swin",
+    "plain_mlp": "plain bottleneck (no shift, no convolution)",
+    "conv_only": "no axial shift",
+    "shift_only": "no parallel convolution",
+    "no_swin_plain_mlp": "without Swin, plain bottleneck",
+    "swin_deep": "Swin in the two deep skips",
+    "swin_ratio4": "Swin with MLP ratio 4",
+    "unext_shuffled": "UNeXt on shuffled masks",
+}
+CONTROLS = {
+    "otsu": "Otsu's threshold",
+    "otsu_largest": "Otsu's threshold, largest part",
+    "position": "where lesions usually lie",
+}
+RIVALS = ("unext", "unet", "transunet", "swin_unet")
+
+
+def exhibits(tables: SystemTables) -> list[Exhibit]:
+    """Give what the section shows, in order."""
+    shown = []
+    for experiment, title in EXPERIMENTS.items():
+        scores = _of_first_test(tables.metric(experiment, "iou"))
+        if scores:
+            shown += [_scores(tables, experiment, title, scores), _differences(experiment, title, scores)]
+    if not shown:
+        shown.append(Exhibit("iou", "Test IoU by model", missing="no experiment of this system was chosen"))
+    return [*shown, _distractors(tables), _complexity(tables), _learning(tables), _pictures(tables)]
+
+
+def _of_first_test(records: Sequence[Record]) -> list[Record]:
+    """Keep the scores on the test images of the set that was trained on."""
+    return [record for record in records if record.keys.get("test") == record.keys.get("data")]
+
+
+def _label(record: Record) -> str:
+    keys = record.keys
+    if "control" in keys:
+        return CONTROLS.get(keys["control"], str(keys["control"]))
+    return NAMES.get(keys["model"], str(keys["model"]))
+
+
+def _colour(record: Record) -> int:
+    if "control" in record.keys:
+        return 6
+    return 0 if record.keys["model"] == "full" else 1 if record.keys["model"] in RIVALS else 2
+
+
+def _by_arm(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Group by arm: STM-UNet, rivals, ablations, then what needs no training."""
+
+    def place(label: str) -> tuple:
+        first = arms[label][0]
+        order = [NAMES[key] for key in ("full", *RIVALS)]
+        return "control" in first.keys, order.index(label) if label in order else len(order)
+
+    arms = group(records, _label)
+    return {label: arms[label] for label in sorted(arms, key=place)}
+
+
+def _scores(tables: SystemTables, experiment: str, title: str, scores: Sequence[Record]) -> Exhibit:
+    """Mean per-image IoU of every arm, with the other figures in the table."""
+    others = {
+        name: group(_of_first_test(tables.metric(experiment, name)), _label)
+        for name in ("dice", "iou_pooled", "iou_thresholded")
+    }
+    rows, table = [], []
+    for label, records in _by_arm(scores).items():
+        values = list(by_seed(records, 100).values())
+        rows.append(Row(label, *mean_interval(values), points=values, colour=_colour(records[0])))
+        table.append(
+            (
+                label,
+                interval_text(*mean_interval(values)),
+                *(mean_text(by_seed(found.get(label, []), 100).values()) for found in others.values()),
+                str(len(values)),
+            )
+        )
+    return Exhibit(
+        key=f"iou-{experiment}",
+        title=f"Test IoU by model ({title})",
+        caption=(
+            f"{HOW} IoU is the mean over test images of each image's own; both masks empty counts 1, one of them 0. Grey "
+            "rows need no training: a network that is not far above them has learned nothing."
+        ),
+        svg=row_plot(f"{KEY}-iou-{experiment}", rows, "IoU (%)", texts=[line[1] for line in table]),
+        alt="Mean test IoU in per cent: " + "; ".join(f"{line[0]}: {line[1]}" for line in table) + ".",
+        columns=("model", "IoU (%) [95 % interval]", "Dice (%)", "pooled IoU (%)", "IoU, 0 below 0.65 (%)", "seeds"),
+        rows=table,
+    )
+
+
+def _differences(experiment: str, title: str, scores: Sequence[Record]) -> Exhibit:
+    """STM-UNet minus every other network, seed by seed."""
+    key, heading = f"differences-{experiment}", f"What STM-UNet gains over each model ({title})"
+    arms = group([record for record in scores if "control" not in record.keys], lambda record: record.keys["model"])
+    full = by_seed(arms.pop("full", []), 100)
+    arms.pop("unext_shuffled", None)
+    rows, table = [], []
+    for model, records in arms.items():
+        other = by_seed(records, 100)
+        values = [full[seed] - other[seed] for seed in full if seed in other]
+        if values:
+            label = NAMES.get(model, model)
+            rows.append(Row(label, *mean_interval(values), points=values, colour=_colour(records[0])))
+            text = interval_text(*mean_interval(values), places=2, sign=True)
+            positive = f"{sum(value > 0 for value in values)} of {len(values)}"
+            table.append((label, text, positive, ", ".join(fixed(value, 2, sign=True) for value in values)))
+    if not rows:
+        return Exhibit(key, heading, missing="the run has no model to compare the full one with")
+    return Exhibit(
+        key=key,
+        title=heading,
+        caption=(
+            f"{HOW} Each point is the difference of two models that had the same training images, the same initial weights "
+            "in the layers that they share, and the same batches. An interval that crosses 0 decides nothing."
+        ),
+        svg=row_plot(f"{KEY}-{key}", rows, "difference in IoU (points)", texts=[line[1] for line in table], zero=0.0),
+        alt="STM-UNet minus each model, IoU points: " + "; ".join(f"{line[0]}: {line[1]}" for line in table) + ".",
+        columns=("compared with", "difference (points) [95 % interval]", "positive seeds", "by seed (points)"),
+        rows=table,
+    )
+
+
+def _distractors(tables: SystemTables) -> Exhibit:
+    """What the Swin skips gain on the same images with and without distractors."""
+    title = "What the Swin skips gain with and without distractors"
+    tests = group(tables.metric("lesions", "iou"), lambda record: record.keys.get("test"))
+    rows, table = [], []
+    for test, label in (("lesions", "with distractors"), ("lesions-plain", "without distractors")):
+        full, without = (by_seed(where(tests.get(test, []), model=model), 100) for model in ("full", "no_swin"))
+        values = [full[seed] - without[seed] for seed in full if seed in without]
+        if values:
+            rows.append(Row(label, *mean_interval(values), points=values))
+            table.append((label, interval_text(*mean_interval(values), places=2, sign=True), str(len(values))))
+    if len(rows) < 2:
+        return Exhibit("distractors", title, missing="the run did not score both kinds of test images")
+    return Exhibit(
+        key="distractors",
+        title=title,
+        caption=(
+            f"{HOW} The two sets of test images differ in the distractors only: small spots of the lesion's colour that are "
+            "background, and that only their size gives away. If the skips help by context, they gain more where there are "
+            "some."
+        ),
+        svg=row_plot(f"{KEY}-distractors", rows, "gain in IoU (points)", texts=[line[1] for line in table], zero=0.0),
+        alt="Gain of the Swin skips in IoU points: " + "; ".join(f"{line[0]}: {line[1]}" for line in table) + ".",
+        columns=("test images", "gain (points) [95 % interval]", "seeds"),
+        rows=table,
+    )
+
+
+def _complexity(tables: SystemTables) -> Exhibit:
+    """Parameters and multiply-adds at the papers' sizes and as trained, with the time of a step."""
+    title = "Parameters and multiply-adds"
+    paper, trained, seconds = {}, {}, {}
+    for experiment in EXPERIMENTS:
+        for metric in ("parameters", "macs"):
+            for record in tables.metric(experiment, metric):
+                target = paper if record.keys.get("sizes") == "paper" else trained
+                target.setdefault(record.keys["model"], {})[metric] = record.value
+        for model, records in group(tables.cost(experiment, "step_cpu_s"), lambda r: r.keys["model"]).items():
+            seconds.setdefault(model, mean_interval(by_seed(records).values())[0])
+    if not paper and not trained:
+        return Exhibit("complexity", title, missing="the run counted no model")
+    table = [
+        (
+            NAMES.get(model, model),
+            *(
+                _count(source.get(model, {}), metric)
+                for source in (paper, trained)
+                for metric in ("parameters", "macs")
+            ),
+            number(seconds.get(model, math.nan)),
+        )
+        for model in dict.fromkeys([*paper, *trained])
+    ]
+    rows = [
+        Row(NAMES.get(model, model), counts["parameters"] / 1e6, colour=0 if model == "full" else 1)
+        for model, counts in paper.items()
+        if "parameters" in counts
+    ]
+    return Exhibit(
+        key="complexity",
+        title=title,
+        caption=(
+            "Trainable parameters of one-class models at the papers' sizes, and multiply-adds of one image of 256 x 256 pixels "
+            "(torch's flop counter, halved; convolutions, matrix products and attention). The table has the same for the sizes "
+            "that were trained here, and the CPU time of one update."
+        ),
+        svg=row_plot(
+            f"{KEY}-complexity",
+            rows,
+            "parameters (millions)",
+            texts=[fixed(row.estimate, 2) for row in rows],
+            bars=True,
+        )
+        if rows
+        else "",
+        alt="Parameters in millions: " + "; ".join(f"{row.label} {fixed(row.estimate, 2)}" for row in rows) + ".",
+        columns=(
+            "model",
+            "parameters, papers' size (M)",
+            "multiply-adds, papers' size (M)",
+            "parameters, trained (M)",
+            "multiply-adds, trained (M)",
+            "CPU seconds of an update",
+        ),
+        rows=table,
+    )
+
+
+def _count(counts: Mapping[str, float], metric: str) -> str:
+    return number(counts.get(metric, math.nan) / 1e6)
+
+
+def _learning(tables: SystemTables) -> Exhibit:
+    """Loss on the training images."""
+    title = "Loss during training"
+    curves = []
+    for experiment in EXPERIMENTS:
+        points = [r for r in tables.curve("train_loss", experiment) if r.keys["model"] in ("full", "no_swin", *RIVALS)]
+        for (label, _, _), run in group(points, lambda r: (_label(r), r.seed, r.keys.get("part"))).items():
+            steps = sorted((record.step, record.value) for record in run)
+            curves.append(Curve(label, *zip(*steps, strict=True)))
+        if curves:
+            break
+    if not curves:
+        return Exhibit("learning", title, missing="no loss was recorded")
+    last = {}
+    for curve in curves:
+        last.setdefault(curve.label, []).append(curve.values[-1])
+    rows = [(label, mean_text(values, places=3), str(len(values))) for label, values in last.items()]
+    return Exhibit(
+        key="learning",
+        title=title,
+        caption=(
+            "Half the binary cross-entropy plus one minus soft Dice, averaged over an epoch. Thin lines are single runs, thick "
+            "lines the mean over seeds. A model that fits the training images better need not be better on others."
+        ),
+        svg=curve_plot(f"{KEY}-learning", curves, "step", "training loss"),
+        alt="Mean loss of the last epoch: " + "; ".join(f"{row[0]}: {row[1]}" for row in rows) + ".",
+        columns=("model", "loss of the last epoch [95 % interval]", "runs"),
+        rows=rows,
+    )
+
+
+def _pictures(tables: SystemTables) -> Exhibit:
+    """The panel of the first seed: photographs, masks and predictions."""
+    title = "Test images, masks and predictions"
+    pictures: Mapping[str, bytes] = getattr(tables, "pictures", {})
+    panels = [data for name, data in sorted(pictures.items()) if name.endswith("panel.png")]
+    if not panels:
+        return Exhibit("pictures", title, missing="the run kept no pictures")
+    return Exhibit(
+        key="pictures",
+        title=title,
+        caption="The first test images in their order, not chosen by their scores; white is a probability above 0.5.",
+        svg=panel_svg(panels[0]),
+        alt="Photographs, true masks and predicted masks side by side.",
+        columns=("row", "what it shows"),
+        rows=[("each", "a test image, its mask, and the mask that each model predicts")],
+    )
+
+
+def panel_svg(data: bytes) -> str:
+    """Put a panel of `reclaim.vision.segmentation` into an SVG with the names of its columns above."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        columns = json.loads(image.text["columns"])
+    cell, size = width / len(columns), width / 34
+    names = [NAMES.get(column, column) for column in columns]
+    labels = "".join(
+        f'<text x="{cell * (place + 0.5):.1f}" y="{1.2 * size:.1f}" font-size="{size:.1f}" text-anchor="middle">'
+        f"{html.escape(name)}</text>"
+        for place, name in enumerate(names)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + 2 * size:.1f}" class="plot">{labels}'
+        f'<image y="{2 * size:.1f}" width="{width}" height="{height}" style="image-rendering: pixelated" '
+        f'href="data:image/png;base64,{base64.b64encode(data).decode()}"/></svg>'
+    )
+
+
+SYSTEM = System(
+    key=KEY,
+    title="STM-UNet: Swin blocks in the skips, a multi-scale axial-shift MLP in the bottleneck",
+    citation="Shi, Gao, Zhang, Zhang: STM-UNet: An Efficient U-shaped Architecture Based on Swin Transformer and "
+    "Multi-scale MLP for Medical Image Segmentation. GLOBECOM 2023.",
+    url="https://arxiv.org/abs/2304.12615",
+    about=(
+        "A light U-shaped network (UNeXt) with two additions: window attention as a residual branch in the skip connections, "
+        "and a bottleneck of parallel convolutions and axial shifts. The paper has no public code, and only its abstract was "
+        "at hand: numbers of blocks, heads and the bottleneck's formula are this project's. All models are trained alike, "
+        "from the same initial weights in shared layers and on the same batches, and compared within a seed."
+    ),
+    limits=(
+        "The paper's figures on ISIC 2016 and 2018: the data sets need `config/paper.yaml` and a GPU.",
+        "Rivals that start from ImageNet weights, as TransUNet and Swin-Unet do in their papers.",
+    ),
+    exhibits=exhibits,
+)
