@@ -54,7 +54,7 @@ def few_shot_sets(task: dict, data: TaskData, seed: int, shuffle_labels: bool = 
     """
     rule, train = task["few_shot"], data.train
     for number in range(rule.get("sets", 1)):
-        # Official rules take the seed as it is, so that their draws can be compared with the original's.
+        # Official rules take the seed as it is, so that their draws are the original's; they have one set a seed.
         set_seed = derive(seed, "few_shot", number)
         n_dev = rule.get("dev", 0)
         if rule["sampling"] == "random":
@@ -63,9 +63,9 @@ def few_shot_sets(task: dict, data: TaskData, seed: int, shuffle_labels: bool = 
         elif rule["sampling"] == "per_class":
             rows, dev_rows = balanced(train["label"].tolist(), rule["k"], set_seed, n_dev)
         elif rule["sampling"] == "kshot":
-            rows, dev_rows = kshot(train["label"].tolist(), rule["k"], seed + number)
+            rows, dev_rows = kshot(train["label"].tolist(), rule["k"], seed)
         else:
-            rows, dev_rows = mezo_split(len(train), rule["size"], n_dev, seed + number)
+            rows, dev_rows = mezo_split(len(train), rule["size"], n_dev, seed)
         chosen, held = train.iloc[rows].reset_index(drop=True), train.iloc[dev_rows].reset_index(drop=True)
         if shuffle_labels:
             rng = np.random.default_rng(derive(seed, "shuffled labels", number))

@@ -8,7 +8,9 @@ from PIL import Image
 from reclaim.data import load_info
 from reclaim.errors import InputError
 from reclaim.metrics.segmentation import iou, overlap
-from reclaim.outcome import write_outcome
+from reclaim.outcome import read_outcomes, write_outcome
+from reclaim.report import figures_stm_unet
+from reclaim.report.system import SystemTables
 from reclaim.tables import read
 from reclaim.train import Recipe
 from reclaim.vision.baselines import build_model
@@ -245,6 +247,12 @@ def test_run_gives_paired_rows(lesions, spec, tmp_path):
     with Image.open(tmp_path / "out" / "pictures" / "panel.png") as panel:
         assert panel.size == (4 * 34, 2 * 34)
     assert {row["measure"] for row in outcome["curves"]} == {"train_loss"} and len(outcome["curves"]) == 4
+    frames = [read_outcomes([tmp_path / "out"], kind) for kind in ("metrics", "costs", "curves")]
+    shown = {exhibit.key: exhibit for exhibit in figures_stm_unet.exhibits(SystemTables(frames[0][:0], *frames))}
+    assert list(shown) == ["iou-lesions", "differences-lesions", "distractors", "complexity", "learning", "pictures"]
+    assert [key for key, exhibit in shown.items() if exhibit.missing] == ["distractors", "pictures"]
+    svg, letters = figures_stm_unet.panel_svg(outcome["pictures"]["panel.png"])
+    assert letters == [("A", "STM-UNet"), ("B", "UNeXt")] and svg.count("<text") == 4
 
 
 def test_run_is_a_function_of_its_arguments(lesions, spec, tmp_path):
