@@ -22,6 +22,10 @@ GENERATORS = {
     "similarity": ("inference", "SIMILARITY"),
     "causes": ("choice", "CAUSES"),
     "questions": ("qa", "QUESTIONS"),
+    "phrases_corpus": ("phrases", "PHRASES_CORPUS"),
+    "phrases_task": ("phrases", "PHRASES_TASK"),
+    "words_corpus": ("phrases", "WORDS_CORPUS"),
+    "words_task": ("phrases", "WORDS_TASK"),
     "episodes_corpus": ("episodes", "CORPUS"),
     "episodes_tasks": ("episodes", "TASKS"),
 }
