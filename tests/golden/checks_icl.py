@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+
 from harness import companion
 from reclaim.icl import draws, metrics
 from reclaim.icl.predict import official_answer, score

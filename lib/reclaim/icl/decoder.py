@@ -16,17 +16,17 @@ imported), `generate`, key/value caches and padding work as in any other.
 
 from __future__ import annotations
 
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
-import reclaim.torchvision_shim  # noqa: F401
 from reclaim.errors import InputError
 from reclaim.seeding import derive
-
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel  # isort: skip
-from transformers.cache_utils import DynamicCache  # isort: skip
-from transformers.modeling_outputs import CausalLMOutputWithPast  # isort: skip
+from reclaim.tokenization import model_vocab_size
 
 
 class AttentionOnlyConfig(PreTrainedConfig):
@@ -169,8 +169,6 @@ AutoModelForCausalLM.register(AttentionOnlyConfig, AttentionOnlyForCausalLM)
 
 def build_decoder(tokenizer, seed: int, **sizes) -> AttentionOnlyForCausalLM:
     """Draw a decoder for the tokenizer's vocabulary as a function of `seed`; `sizes` go to `AttentionOnlyConfig`."""
-    from reclaim.tokenization import model_vocab_size
-
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "pad", "eos")}
     config = AttentionOnlyConfig(vocab_size=model_vocab_size(tokenizer), **special, **sizes)
     with torch.random.fork_rng(devices=[]):

@@ -52,7 +52,9 @@ def sample_demos(pool_labels: Sequence[int], k: int, n_classes: int, rng: random
         row = next(waiting, None)
         if row is None:
             break
-        full = sorted((label for label in range(n_classes) if len(members[label]) >= share), key=lambda c: len(members[c]))
+        full = sorted(
+            (label for label in range(n_classes) if len(members[label]) >= share), key=lambda c: len(members[c])
+        )
         label = pool_labels[row]
         if label not in missed:
             continue

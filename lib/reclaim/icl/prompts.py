@@ -29,7 +29,7 @@ Row = Mapping[str, Any]
 TEMPLATE_KINDS = ("natural", "minimal")
 LIBRARIES = ("icl", "icl_world")
 
-_FIELD = re.compile(r"\{(\w+)(\+ ?\.)?\}")
+_FIELD = re.compile(r"\{(\w+)(-|\+ ?\.)?\}")
 _TRUE_FALSE = {"Yes": "True", "No": "False"}
 
 
@@ -50,13 +50,15 @@ class PromptTemplate:
 
         def value(match: re.Match) -> str:
             if not isinstance(row.get(match[1]), str):
-                raise InputError(f"template {self.prompt!r}", f"a row with the fields {sorted(row)}", f"a text {match[1]!r}")
+                raise InputError(
+                    f"template {self.prompt!r}", f"a row with the fields {sorted(row)}", f"a text {match[1]!r}"
+                )
             text = row[match[1]]
-            if match[2] is None:
-                return text.strip()
-            # As in the original, blanks at the start stay where a stop is added.
-            text = text.rstrip()
-            return append_period(text) if match[2] == "+." else text if text.endswith(".") else f"{text} ."
+            if match[2] == "+.":
+                return append_period(text)
+            if match[2] == "+ .":
+                return text.rstrip() if text.rstrip().endswith(".") else f"{text.rstrip()} ."
+            return text.strip() if match[2] else text
 
         return _FIELD.sub(value, self.prompt if official or not self.ours else self.ours)
 
@@ -182,10 +184,16 @@ def _row(row: dict[str, Any], full_stop: bool) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------------- prompts
 
 
-def join_prompt(separator: str, shown: Sequence[tuple[str, str]], query: str, official: bool = False) -> str:
-    """A prompt from filled templates: (text before the label, label) of each demonstration, and the query's text."""
-    if official:
-        return separator.join([*(text + label for text, label in shown), query]).strip()
+def join_official(separator: str, shown: Sequence[tuple[str, str]], query: str) -> str:
+    """The original's prompt before it is stripped, which is the form whose length it looks at.
+
+    `shown` are (text before the label, label) of each demonstration, `query` the text before the missing label.
+    """
+    return separator.join([*(text + label for text, label in shown), query])
+
+
+def join_prompt(separator: str, shown: Sequence[tuple[str, str]], query: str) -> str:
+    """A prompt in which the labels of the demonstrations stand as that of the query is scored: after one space."""
     return separator.join([*(f"{text.rstrip()} {label}" for text, label in shown), query.rstrip()])
 
 
