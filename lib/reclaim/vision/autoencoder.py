@@ -27,7 +27,7 @@ from reclaim.io import atomic_path, read_json
 from reclaim.seeding import derive
 
 Shape = tuple[int, int, int]  # height, width, channels
-INFERENCE_BATCH = 512  # rows; bounds the memory of transform whatever the number of images
+INFERENCE_BATCH = 256  # rows; bounds the memory of transform whatever the number of images
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -380,7 +380,7 @@ def _pictures(arms: Sequence[Arm], results: Sequence[Mapping[str, Any]], splits:
             rows = {
                 METHODS[arm.method].label: np.array(result["rebuilt"])
                 for arm, result in mine
-                if result["rebuilt"] and arm.dimension == dimension
+                if result["rebuilt"] and arm.dimension == dimension and arm.method != "random_projection"
             }
             if rows:
                 rows = {"original": split.rows("test")[:SHOWN], **rows}
