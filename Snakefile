@@ -19,6 +19,10 @@ include: "rules/evaluate.smk"
 include: "rules/report.smk"
 
 
+onstart:
+    write_json({"started": datetime.now(UTC).isoformat(timespec="seconds")}, STARTED)
+
+
 rule all:
     default_target: True
     input:

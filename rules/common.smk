@@ -1,6 +1,7 @@
 # The configuration, checked and expanded once; look-ups that the stages share. Paths in `script:` are relative to rules/.
 import os
 import sys
+from datetime import UTC, datetime
 from os import environ
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from snakemake.exceptions import WorkflowError
 from reclaim.config import check_config
 from reclaim.data import local_files
 from reclaim.errors import InputError
+from reclaim.io import write_json
 from reclaim.plan import dotted, make_plan
 from reclaim.world.generators import module_name
 from reclaim.provenance import fingerprint, pins_digest, verify_cache
@@ -28,6 +30,8 @@ except InputError as error:
 
 RESULTS = config["results"]
 STATE = f"{RESULTS}/.state"
+# When this run began: written at its start, and read by the report, which no change of it makes again.
+STARTED = f"{STATE}/started.json"
 PINS = pins_digest(BASE / "pyproject.toml")
 
 

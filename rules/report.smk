@@ -58,6 +58,7 @@ rule page:
         gpu=demand("page", "gpu"),
     params:
         config=config,
+        started=STARTED,
         code=code("build_report.py", "reclaim.provenance"),
     script:
         "../scripts/build_report.py"

@@ -3,9 +3,11 @@ from _standalone import snakemake
 from reclaim.job import job
 
 with job(snakemake) as context:
+    from pathlib import Path
+
     import pandas as pd
 
-    from reclaim.io import atomic_path
+    from reclaim.io import atomic_path, read_json
     from reclaim.provenance import run_manifest
     from reclaim.report.build import build_report
 
@@ -13,6 +15,8 @@ with job(snakemake) as context:
     tables = {name: pd.read_parquet(inputs[name]) for name in ("claims", "metrics", "costs", "curves")}
     config = snakemake.params.config
     manifest = {**run_manifest(config), "overlay": config["overlay"]}
+    if Path(snakemake.params.started).exists():  # not so when this script is run by hand
+        manifest |= read_json(snakemake.params.started)
     page = build_report(**tables, manifest=manifest, template_path=inputs.template)
     with atomic_path(snakemake.output.page) as path:
         path.write_text(page, encoding="utf-8")

@@ -23,7 +23,7 @@ from reclaim.vision.images import (
     otsu_masks,
     read_mask,
 )
-from reclaim.vision.segmentation import run, usual_mask
+from reclaim.vision.segmentation import EpochChoice, run, usual_mask
 from reclaim.vision.segmenter import Augmentation, bce_dice_loss, fit, initialize, normalize, predict, score
 from reclaim.world.lesions import draw_lesions
 
@@ -303,6 +303,20 @@ def test_the_epoch_is_chosen_on_dev_images_only(lesions, spec, tmp_path):
     # Choosing on the test images is possible, and leaves its mark in the record.
     leaky = run({**chosen, "selection": "best_test"}, 0, data=lesions, device="cpu", state_dir=tmp_path / "b")
     assert members(leaky, "dev") == test
+
+
+def test_the_best_weights_come_back_and_not_the_last(tmp_path):
+    model, dev = small_model(), small_set(3)
+    choice = EpochChoice(model, dev, tmp_path, "same run", {}, every=2)
+    for step, bias in ((2, -50.0), (3, 50.0), (4, 50.0), (6, -50.0)):  # all background, all foreground, ...
+        torch.nn.init.constant_(model.final.bias, bias)
+        choice.after(step, last=6)
+    assert list(choice.scores) == ["2", "4", "6"] and choice.scores["4"] > choice.scores["6"]
+    resumed = EpochChoice(model, dev, tmp_path, "same run", {}, every=2)
+    assert resumed.scores == choice.scores
+    resumed.restore()
+    assert model.final.bias.item() == 50.0
+    assert EpochChoice(model, dev, tmp_path, "another run", {}, every=2).scores == {}
 
 
 def test_cross_validation_scores_every_image_once(lesions, spec, tmp_path):

@@ -1,0 +1,33 @@
+"""Measurements of their own: memory in the order that the methods must have, and a log that rebuilds its weights."""
+
+from reclaim.measure import memory_rows, trajectory_rows
+
+TINY = {
+    "config": {
+        "vocab_size": 4096,
+        "hidden_size": 128,
+        "word_embed_proj_dim": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "ffn_dim": 512,
+        "max_position_embeddings": 64,
+    },
+    "batch_size": 8,
+    "sequence_length": 32,
+    "methods": ["inference", "mezo", "lora", "backprop"],
+}
+
+
+def test_memory():
+    rows = list(memory_rows(TINY, seed=1, device="cpu"))
+    peaks = {row["variant"]["method"]: row["value"] for row in rows if row["measure"] == "peak_bytes"}
+    assert peaks["inference"] > 2**20
+    assert peaks["mezo"] < peaks["inference"] + 2**21
+    assert peaks["backprop"] > peaks["lora"] > 1.2 * peaks["mezo"]
+
+
+def test_trajectory():
+    rows = {row["metric"]: row["value"] for row in trajectory_rows({"num_steps": 300, "num_parameters": 50}, seed=2)}
+    assert rows["max_abs_difference"] == 0.0
+    assert rows["max_abs_change"] > 0.01
+    assert 1200 < rows["log_bytes"] < 4000
