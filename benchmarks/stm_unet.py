@@ -4,9 +4,9 @@
     python benchmarks/stm_unet.py --models full unext --image-size 128 --threads 2
 
 The models take turns in one process, one forward pass and one training step each a round, so that a machine whose load
-changes treats them alike; figures are medians over the rounds, after warm-up. Memory is that of a training step above the
-loaded model, each in a process of its own (`reclaim.memory`). Ratios are to UNeXt. Goal: a forward pass of the full model
-takes at most 3 times UNeXt's.
+changes treats them alike; times are CPU seconds per thread, medians over the rounds, after warm-up. Memory is that of a
+training step above the loaded model, each in a process of its own (`reclaim.memory`). Ratios are to UNeXt. Goal: a forward
+pass of the full model takes at most 3 times UNeXt's.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Subject:
 
 
 def seconds(function) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     function()
-    return time.perf_counter() - start
+    return (time.process_time() - start) / torch.get_num_threads()
 
 
 def measure_memory(name: str, image_size: int, batch: int) -> int:

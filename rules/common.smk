@@ -13,7 +13,7 @@ environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(BASE / "lib"), environ
 from snakemake.caching import LOCATION_ENVVAR
 from snakemake.exceptions import WorkflowError
 
-from reclaim.config import check_config
+from reclaim.config import check_config, data_names
 from reclaim.data import local_files
 from reclaim.errors import InputError
 from reclaim.io import write_json
@@ -43,6 +43,7 @@ wildcard_constraints:
     paper="[a-z_]+",
     experiment="[a-z_]+",
     job="[^/]+",
+    kind="[a-z_]+",
     seed="[0-9]+",
 
 
@@ -52,7 +53,7 @@ DEMANDS = {
     "default": {"threads": 1, "mem_mb": 1500, "runtime": 10, "gpu": 0},
     "pretrain": {"mem_mb": 2000, "runtime": 30},
     "finetune": {"mem_mb": 2000, "runtime": 30},
-    "memory": {"mem_mb": 3000, "runtime": 20},
+    "measure": {"mem_mb": 3000, "runtime": 30},
 }
 
 

@@ -25,51 +25,30 @@ rule evaluate:
         "../scripts/evaluate.py"
 
 
-# Experiments of a kind of their own: one job a seed, which leaves a folder of tables (metrics, items, curves, costs).
-
-
-rule measure_memory:
+# An experiment of a kind of its own (`kind` in the configuration): one job a seed, which leaves a folder of tables.
+rule measure:
+    input:
+        data=measurement_data,
     output:
-        tables=directory(f"{RESULTS}/measure/{{paper}}/{{experiment}}/memory.s{{seed}}"),
-        cost=f"{RESULTS}/costs/memory/{{paper}}.{{experiment}}.s{{seed}}.json",
+        tables=directory(f"{RESULTS}/measure/{{paper}}/{{experiment}}/{{kind}}.s{{seed}}"),
+        cost=f"{RESULTS}/costs/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}.json",
     log:
-        f"{RESULTS}/logs/memory/{{paper}}.{{experiment}}.s{{seed}}.log",
+        f"{RESULTS}/logs/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/memory/{{paper}}.{{experiment}}.s{{seed}}.tsv"
+        f"{RESULTS}/benchmarks/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}.tsv"
     conda:
         "../envs/train.yaml"
-    threads: demand("memory", "threads")
+    threads: demand("measure", "threads")
     resources:
-        mem_mb=growing("memory", "mem_mb"),
-        runtime=growing("memory", "runtime"),
-        gpu=demand("memory", "gpu"),
+        mem_mb=growing("measure", "mem_mb"),
+        runtime=growing("measure", "runtime"),
+        gpu=demand("measure", "gpu"),
     params:
         spec=measurement_spec,
-        code=code("measure_memory.py"),
+        state=f"{STATE}/measure/{{paper}}.{{experiment}}.{{kind}}.s{{seed}}",
+        code=lambda wildcards: code(f"measure_{wildcards.kind}.py"),
     script:
-        "../scripts/measure_memory.py"
-
-
-rule measure_trajectory:
-    output:
-        tables=directory(f"{RESULTS}/measure/{{paper}}/{{experiment}}/trajectory.s{{seed}}"),
-        cost=f"{RESULTS}/costs/trajectory/{{paper}}.{{experiment}}.s{{seed}}.json",
-    log:
-        f"{RESULTS}/logs/trajectory/{{paper}}.{{experiment}}.s{{seed}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/trajectory/{{paper}}.{{experiment}}.s{{seed}}.tsv"
-    conda:
-        "../envs/train.yaml"
-    threads: demand("trajectory", "threads")
-    resources:
-        mem_mb=growing("trajectory", "mem_mb"),
-        runtime=growing("trajectory", "runtime"),
-        gpu=demand("trajectory", "gpu"),
-    params:
-        spec=measurement_spec,
-        code=code("measure_trajectory.py"),
-    script:
-        "../scripts/measure_trajectory.py"
+        "../scripts/measure_{wildcards.kind}.py"
 
 
 rule tables:

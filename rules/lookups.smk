@@ -101,6 +101,11 @@ def measurement_spec(wildcards):
     return PLAN.measurements[f"{wildcards.paper}/{wildcards.experiment}"]
 
 
+def measurement_data(wildcards):
+    """Folders of the data sets that the experiment names, in the order in which `data_names` gives them."""
+    return [f"{RESULTS}/data/{name}" for name in data_names(measurement_spec(wildcards))]
+
+
 # Every folder of metric rows: an evaluation, or one seed of an experiment of a kind of its own.
 METRIC_FOLDERS = [f"{RESULTS}/evaluate/{name}" for name in PLAN.evaluations]
 METRIC_FOLDERS += [

@@ -94,13 +94,21 @@ def check_config(config: dict, schema_path: Path) -> None:
             raise InputError("config: run", repr(chosen), f"one of {', '.join(known)}")
     for paper, experiments in config["experiments"].items():
         for name, experiment in experiments.items():
-            if "kind" not in experiment:
+            if "kind" in experiment:
+                for data in data_names(experiment):
+                    _must_exist(config, "data", data, f"experiments.{paper}.{name}.data")
+            else:
                 _check_experiment(config, f"experiments.{paper}.{name}", experiment)
 
 
 def listed(value: Any) -> list:
     """A config value that may be one entry or a list of them, as a list."""
     return list(value) if isinstance(value, list) else [value]
+
+
+def data_names(measurement: dict) -> list[str]:
+    """Data sets that an experiment of a kind of its own names under `data` and `test`, each once."""
+    return list(dict.fromkeys(listed(measurement.get("data", [])) + listed(measurement.get("test", []))))
 
 
 def family_of(config: dict, model: str) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +22,20 @@ from reclaim.optim.trajectory import record, replay
 from reclaim.seeding import derive
 
 
-def memory_rows(spec: dict, seed: int, device: str) -> Iterator[dict]:
+def run_memory(spec: dict, seed: int, *, device: torch.device | str, **_: Any) -> dict[str, list[dict]]:
     """Peak memory above the loaded model, its size, and the time of a step, by method: cost rows of one repeat.
 
     Each figure comes from a process of its own, because memory that an allocator keeps hides what the next step uses.
     Methods: `inference` (the loss of a batch), `mezo` (full parameters, SGD), `lora` and `backprop` (Adam). Two steps are
     taken, so that the moments of Adam are there, and the second is timed.
     """
+    rows = []
     for method in spec["methods"]:
         variant = {"model": "opt", "method": method, "parameters": "lora" if method == "lora" else "full"}
         variant |= {"batch_size": spec["batch_size"], "sequence_length": spec["sequence_length"]}
-        for measure, value, unit in _in_a_process(_measure_memory, spec, method, seed, device):
-            yield {"variant": variant, "measure": measure, "value": float(value), "unit": unit}
+        for measure, value, unit in _in_a_process(_measure_memory, spec, method, seed, str(device)):
+            rows.append({"variant": variant, "measure": measure, "value": float(value), "unit": unit})
+    return {"costs": rows}
 
 
 def _measure_memory(spec: dict, method: str, seed: int, device: str) -> list[tuple[str, float, str]]:
@@ -87,7 +89,7 @@ def _lora(model, batch):
 _STEPS = {"inference": _inference, "mezo": _mezo, "lora": _lora, "backprop": _backprop}
 
 
-def trajectory_rows(spec: dict, seed: int) -> Iterator[dict]:
+def run_trajectory(spec: dict, seed: int, **_: Any) -> dict[str, list[dict]]:
     """Size of the log of a full-length run and the largest difference of the weights it rebuilds: metric rows.
 
     The run is of `num_steps` steps on a quadratic in `num_parameters` weights, which exercises the log and not a model; the
@@ -107,9 +109,9 @@ def trajectory_rows(spec: dict, seed: int) -> Iterator[dict]:
         ("max_abs_difference", float(abs(rebuilt - trained.weight.detach().numpy()).max()), "1"),
         ("max_abs_change", moved, "1"),
     ]
-    for metric, value, unit in rows:
-        variant = {"num_steps": spec["num_steps"], "num_parameters": spec["num_parameters"]}
-        yield {"variant": variant, "metric": metric, "value": float(value), "n": 1, "unit": unit}
+    variant = {"num_steps": spec["num_steps"], "num_parameters": spec["num_parameters"]}
+    columns = ("metric", "value", "unit")
+    return {"metrics": [{"variant": variant, "n": 1, **dict(zip(columns, row, strict=True))} for row in rows]}
 
 
 def _quadratic(size: int, seed: int) -> torch.nn.Linear:

@@ -15,7 +15,7 @@ CURVES = ("paper", "experiment", "variant", "seed", "step", "measure", "value", 
 
 
 def write_outcome(outcome: Mapping[str, Any], folder: str | Path, **key: Any) -> None:
-    """Write an outcome, `key` (paper, experiment, seed) put beside each row, as one folder.
+    """Write an outcome as one folder, with `key` (paper, experiment, seed; stage and job of costs) put beside each row.
 
     `outcome` has `metrics`, `items`, `curves`, `costs` (frames or iterables of rows, variants as mappings or texts) and
     `pictures` (file name -> PNG bytes), each optional. Raises InputError for rows that do not fit their table.
@@ -23,7 +23,8 @@ def write_outcome(outcome: Mapping[str, Any], folder: str | Path, **key: Any) ->
     with atomic_path(folder, directory=True) as temporary:
         for kind in ("metrics", "items", "curves", "costs"):
             if kind in outcome:
-                table = _with_key(outcome[kind], key)
+                columns = CURVES if kind == "curves" else COLUMNS[kind]
+                table = _with_key(outcome[kind], {name: value for name, value in key.items() if name in columns})
                 write_parquet(_checked(table, kind, f"{folder}: {kind}"), temporary / f"{kind}.parquet")
         for name, data in outcome.get("pictures", {}).items():
             (temporary / "pictures").mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reclaim.config import listed
+from reclaim.config import data_names, listed
 
 Names = dict[str, dict]
 
@@ -86,6 +86,8 @@ def _add_needs(plan: Plan, config: dict) -> None:
     models = {arm["model"] for arm in arms if not arm["id"]}
     data = {checkpoint["data"] for checkpoint in plan.checkpoints.values()}
     data |= {config["tasks"][arm["task"]]["data"] for arm in arms}
+    for measurement in plan.measurements.values():
+        data |= set(data_names(measurement))
     for name in tokenizers:
         data |= set(config["tokenizers"][name].get("data", []))
         models |= {config["tokenizers"][name].get("model")} - {None}

@@ -14,7 +14,7 @@ def test_a_finished_run_has_nothing_to_do(finished):
 def test_an_edit_of_a_method_reruns_its_own_jobs_and_what_follows(workflow, edit):
     edit("lib/reclaim/optim/mezo.py", lambda text: text + "\n\nEDITED = True\n")
     jobs = workflow.planned()
-    assert set(jobs) == {"finetune_mezo", "measure_memory", "measure_trajectory", "evaluate"} | ENDS
+    assert set(jobs) == {"finetune_mezo", "measure", "evaluate"} | ENDS
     made = {
         str(path.relative_to(workflow.folder).parent)
         for path in workflow.folder.glob("results/smoke/runs/*/*/mezo.*/*")

@@ -1,6 +1,6 @@
 """Measurements of their own: memory in the order that the methods must have, and a log that rebuilds its weights."""
 
-from reclaim.measure import memory_rows, trajectory_rows
+from reclaim.measure import run_memory, run_trajectory
 
 TINY = {
     "config": {
@@ -19,7 +19,7 @@ TINY = {
 
 
 def test_memory():
-    rows = list(memory_rows(TINY, seed=1, device="cpu"))
+    rows = run_memory(TINY, seed=1, device="cpu")["costs"]
     peaks = {row["variant"]["method"]: row["value"] for row in rows if row["measure"] == "peak_bytes"}
     assert peaks["inference"] > 2**20
     assert peaks["mezo"] < peaks["inference"] + 2**21
@@ -27,7 +27,10 @@ def test_memory():
 
 
 def test_trajectory():
-    rows = {row["metric"]: row["value"] for row in trajectory_rows({"num_steps": 300, "num_parameters": 50}, seed=2)}
+    rows = {
+        row["metric"]: row["value"]
+        for row in run_trajectory({"num_steps": 300, "num_parameters": 50}, seed=2)["metrics"]
+    }
     assert rows["max_abs_difference"] == 0.0
     assert rows["max_abs_change"] > 0.01
     assert 1200 < rows["log_bytes"] < 4000

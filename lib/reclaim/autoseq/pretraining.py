@@ -3,10 +3,12 @@
 Span corruption (Raffel et al. 2020): spans of the input are replaced by sentinels, the target lists each sentinel with the
 span it stands for, then the next sentinel and the end. Half of the documents (`comment_share`) have one span, the comment at
 their end, the others random spans: `density` of the tokens (drawn uniformly between its two ends), lengths geometric with
-mean `mean_span`. Drawn afresh at each visit of a document.
+mean `mean_span`; where texts have no comments, all have random spans. Drawn afresh at each visit of a document.
 
-T5 v1.1: gated GELU, a head of its own, no scaling of the output. In transformers 5, `T5Config(tie_word_embeddings=False)`
-builds a TIED model; the attribute has to be set afterwards. The recipe follows this project's protocol, not T5's.
+As T5 v1.1 the model has gated GELU and does not scale the decoder's output; unlike it, its head is the embedding: that is
+what `T5Config(tie_word_embeddings=False)` builds in transformers 5, and with a head of its own the encoder and the decoder
+would have separate embeddings, too. Models of the Hub are loaded as they are. The recipe follows this project's protocol,
+not T5's.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from reclaim.train import History, Recipe, train
 
 
 def build_t5(tokenizer, config: dict[str, Any], seed: int):
-    """A T5 v1.1 with random weights, which depend on `seed` alone; `config` goes to `T5Config`.
+    """A T5 with random weights, which depend on `seed` alone; `config` goes to `T5Config`.
 
     Raises `InputError` for an unknown key.
     """
@@ -44,7 +46,6 @@ def build_t5(tokenizer, config: dict[str, Any], seed: int):
     }
     options = {"feed_forward_proj": "gated-gelu", **special, **config}
     model_config = T5Config(vocab_size=len(tokenizer), tie_word_embeddings=False, **options)
-    model_config.tie_word_embeddings = False
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "init"))
         return T5ForConditionalGeneration(model_config).eval()
@@ -115,10 +116,11 @@ def pretrain_spans(
     model,
     tokenizer,
     sentences: Sequence[str],
-    comments: Sequence[str],
+    comments: Sequence[str] | None,
     recipe: Recipe,
     *,
     seed: int,
+    max_length: int | None = None,
     comment_share: float = 0.5,
     density: Sequence[float] = (0.08, 0.45),
     mean_span: float = 3.0,
@@ -126,10 +128,12 @@ def pretrain_spans(
 ) -> History:
     """Pre-train in place on documents, each a sentence with a comment behind it; no label is read.
 
-    `options` go to `reclaim.train.train`.
+    Texts without comments have random spans only, and documents are cut to `max_length` tokens. `options` go to
+    `reclaim.train.train`.
     """
-    first = tokenizer(list(sentences), add_special_tokens=False)["input_ids"]
-    second = tokenizer(list(comments), add_special_tokens=False)["input_ids"]
+    first = [ids[:max_length] for ids in _token_ids(tokenizer, sentences)]
+    second = [[]] * len(first) if comments is None else _token_ids(tokenizer, comments)
+    comment_share = 0.0 if comments is None else comment_share
     sentinels, device = sentinel_ids(tokenizer), model.device
     take = epoch_batches(len(first), recipe.per_device_train_batch_size, derive(seed, "pretrain"))
 
@@ -156,3 +160,10 @@ def pretrain_spans(
         return F.cross_entropy(logits.transpose(1, 2), labels, reduction="sum"), int((labels != -100).sum())
 
     return train(model, batches, loss, recipe, seed=seed, **options)
+
+
+def _token_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts, each different text tokenized once: comments repeat."""
+    different = list(dict.fromkeys(texts))
+    ids = dict(zip(different, tokenizer(different, add_special_tokens=False)["input_ids"], strict=True))
+    return [ids[text] for text in texts]

@@ -6,7 +6,6 @@ Only the paper's abstract was at hand, which has no figure: nothing of the paper
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 import math
@@ -27,7 +26,13 @@ from reclaim.report.figures import (
 from reclaim.report.system import Record, System, SystemTables, by_seed, group, where
 
 KEY = "stm_unet"
-EXPERIMENTS = {"lesions": "lesion-like images", "variants": "lesion-like images, all variants", "isic": "ISIC"}
+# Experiments on the same images, which are shown together: key, title.
+GROUPS = {
+    ("lesions", "variants"): ("lesions", "lesion-like images"),
+    ("isic_sixteen",): ("isic-2016", "ISIC 2016"),
+    ("isic_eighteen",): ("isic-2018", "ISIC 2018"),
+    ("membrane",): ("membrane", "cell membranes, cross-validated"),
+}
 NAMES = {
     "full": "STM-UNet",
     "no_swin": "without Swin skips",
@@ -55,17 +60,18 @@ RIVALS = ("unext", "unet", "transunet", "swin_unet")
 def exhibits(tables: SystemTables) -> list[Exhibit]:
     """Give what the section shows, in order."""
     shown = []
-    for experiment, title in EXPERIMENTS.items():
-        scores = _of_first_test(tables.metric(experiment, "iou"))
+    for experiments, (key, title) in GROUPS.items():
+        scores = _of_first_test(tables, experiments, "iou")
         if scores:
-            shown += [_scores(tables, experiment, title, scores), _differences(experiment, title, scores)]
+            shown += [_scores(tables, experiments, key, title, scores), _differences(key, title, scores)]
     if not shown:
         shown.append(Exhibit("iou", "Test IoU by model", missing="no experiment of this system was chosen"))
     return [*shown, _distractors(tables), _complexity(tables), _learning(tables), _pictures(tables)]
 
 
-def _of_first_test(records: Sequence[Record]) -> list[Record]:
-    """Keep the scores on the test images of the set that was trained on."""
+def _of_first_test(tables: SystemTables, experiments: Sequence[str], metric: str) -> list[Record]:
+    """Give the scores on the test images of the set that was trained on."""
+    records = [record for experiment in experiments for record in tables.metric(experiment, metric)]
     return [record for record in records if record.keys.get("test") == record.keys.get("data")]
 
 
@@ -94,10 +100,12 @@ def _by_arm(records: Sequence[Record]) -> dict[str, list[Record]]:
     return {label: arms[label] for label in sorted(arms, key=place)}
 
 
-def _scores(tables: SystemTables, experiment: str, title: str, scores: Sequence[Record]) -> Exhibit:
+def _scores(
+    tables: SystemTables, experiments: Sequence[str], key: str, title: str, scores: Sequence[Record]
+) -> Exhibit:
     """Mean per-image IoU of every arm, with the other figures in the table."""
     others = {
-        name: group(_of_first_test(tables.metric(experiment, name)), _label)
+        name: group(_of_first_test(tables, experiments, name), _label)
         for name in ("dice", "iou_pooled", "iou_thresholded")
     }
     rows, table = [], []
@@ -113,22 +121,22 @@ def _scores(tables: SystemTables, experiment: str, title: str, scores: Sequence[
             )
         )
     return Exhibit(
-        key=f"iou-{experiment}",
+        key=f"iou-{key}",
         title=f"Test IoU by model ({title})",
         caption=(
             f"{HOW} IoU is the mean over test images of each image's own; both masks empty counts 1, one of them 0. Grey "
             "rows need no training: a network that is not far above them has learned nothing."
         ),
-        svg=row_plot(f"{KEY}-iou-{experiment}", rows, "IoU (%)", texts=[line[1] for line in table]),
+        svg=row_plot(f"{KEY}-iou-{key}", rows, "IoU (%)", texts=[line[1] for line in table]),
         alt="Mean test IoU in per cent: " + "; ".join(f"{line[0]}: {line[1]}" for line in table) + ".",
         columns=("model", "IoU (%) [95 % interval]", "Dice (%)", "pooled IoU (%)", "IoU, 0 below 0.65 (%)", "seeds"),
         rows=table,
     )
 
 
-def _differences(experiment: str, title: str, scores: Sequence[Record]) -> Exhibit:
+def _differences(group_key: str, title: str, scores: Sequence[Record]) -> Exhibit:
     """STM-UNet minus every other network, seed by seed."""
-    key, heading = f"differences-{experiment}", f"What STM-UNet gains over each model ({title})"
+    key, heading = f"differences-{group_key}", f"What STM-UNet gains over each model ({title})"
     arms = group([record for record in scores if "control" not in record.keys], lambda record: record.keys["model"])
     full = by_seed(arms.pop("full", []), 100)
     arms.pop("unext_shuffled", None)
@@ -190,7 +198,7 @@ def _complexity(tables: SystemTables) -> Exhibit:
     """Parameters and multiply-adds at the papers' sizes and as trained, with the time of a step."""
     title = "Parameters and multiply-adds"
     paper, trained, seconds = {}, {}, {}
-    for experiment in EXPERIMENTS:
+    for experiment in (name for names in GROUPS for name in names):
         for metric in ("parameters", "macs"):
             for record in tables.metric(experiment, metric):
                 target = paper if record.keys.get("sizes") == "paper" else trained
@@ -254,7 +262,7 @@ def _learning(tables: SystemTables) -> Exhibit:
     """Loss on the training images."""
     title = "Loss during training"
     curves = []
-    for experiment in EXPERIMENTS:
+    for experiment in (name for names in GROUPS for name in names):
         points = [r for r in tables.curve("train_loss", experiment) if r.keys["model"] in ("full", "no_swin", *RIVALS)]
         for (label, _, _), run in group(points, lambda r: (_label(r), r.seed, r.keys.get("part"))).items():
             steps = sorted((record.step, record.value) for record in run)
@@ -288,36 +296,40 @@ def _pictures(tables: SystemTables) -> Exhibit:
     panels = [data for name, data in sorted(pictures.items()) if name.endswith("panel.png")]
     if not panels:
         return Exhibit("pictures", title, missing="the run kept no pictures")
+    svg, columns = panel_svg(panels[0])
     return Exhibit(
         key="pictures",
         title=title,
-        caption="The first test images in their order, not chosen by their scores; white is a probability above 0.5.",
-        svg=panel_svg(panels[0]),
+        caption=(
+            "The first test images in their order, not chosen by their scores: image, mask, and what each model predicts "
+            f"({', '.join(f'{letter}: {name}' for letter, name in columns)}). White is a probability above 0.5."
+        ),
+        svg=svg,
         alt="Photographs, true masks and predicted masks side by side.",
-        columns=("row", "what it shows"),
-        rows=[("each", "a test image, its mask, and the mask that each model predicts")],
+        columns=("column", "model"),
+        rows=columns,
     )
 
 
-def panel_svg(data: bytes) -> str:
-    """Put a panel of `reclaim.vision.segmentation` into an SVG with the names of its columns above."""
+def panel_svg(data: bytes) -> tuple[str, list[tuple[str, str]]]:
+    """Put a panel of `reclaim.vision.segmentation` into an SVG; gives it and the letters of its columns of predictions."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
         columns = json.loads(image.text["columns"])
-    cell, size = width / len(columns), width / 34
-    names = [NAMES.get(column, column) for column in columns]
+    letters = [(chr(ord("A") + place), NAMES.get(column, column)) for place, column in enumerate(columns[2:])]
+    cell, size = width / len(columns), width / 28
     labels = "".join(
-        f'<text x="{cell * (place + 0.5):.1f}" y="{1.2 * size:.1f}" font-size="{size:.1f}" text-anchor="middle">'
-        f"{html.escape(name)}</text>"
-        for place, name in enumerate(names)
+        f'<text x="{cell * (place + 0.5):.1f}" y="{1.1 * size:.1f}" font-size="{size:.1f}" text-anchor="middle">{name}</text>'
+        for place, name in enumerate(["image", "mask", *(letter for letter, _ in letters)])
     )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + 2 * size:.1f}" class="plot">{labels}'
-        f'<image y="{2 * size:.1f}" width="{width}" height="{height}" style="image-rendering: pixelated" '
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + 1.5 * size:.1f}" class="plot">{labels}'
+        f'<image y="{1.5 * size:.1f}" width="{width}" height="{height}" style="image-rendering: pixelated" '
         f'href="data:image/png;base64,{base64.b64encode(data).decode()}"/></svg>'
     )
+    return svg, letters
 
 
 SYSTEM = System(

@@ -288,15 +288,18 @@ class FolderSource:
         for key, (image_path, mask_path) in self.pairs[name].items():
             yield str(image_path), key, image_path.read_bytes(), mask_path.read_bytes()
 
+    def paths(self) -> list[Path]:
+        """Give every image and mask file."""
+        return [path for pairs in self.pairs.values() for pair in pairs.values() for path in pair]
+
     def files(self) -> dict[str, str]:
-        """Give the SHA-256 of every file, under its path below the folder that the config names."""
-        paths = [
-            (self.spec["files"][split], path.relative_to(self._root(split)), path)
+        """Give the SHA-256 of every file, under its split, its folder's name and its own."""
+        return {
+            f"{split}/{path.parent.name}/{path.name}": sha256(path)
             for split, pairs in self.pairs.items()
             for pair in pairs.values()
             for path in pair
-        ]
-        return {f"{folder}/{relative.as_posix()}": sha256(path) for folder, relative, path in paths}
+        }
 
     def _root(self, split: str) -> Path:
         return expand_path(self.spec["files"][split], f"{self.place}.files.{split}")

@@ -211,7 +211,7 @@ def _trained(
         if arm["masks"] == "shuffled":
             order = np.random.default_rng(derive(seed, "shuffled masks")).permutation(len(train_set))
             train_set = ImageSet(train_set.ids, train_set.images, train_set.masks[order])
-        choice = _Choice(model, part.dev, folder, identity, spec, per_epoch * spec.get("eval_epochs", 1))
+        choice = EpochChoice(model, part.dev, folder, identity, spec, per_epoch * spec.get("eval_epochs", 1))
         started, steps = time.process_time(), 0
 
         def after_step(step: int) -> None:
@@ -256,7 +256,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
 
 
-class _Choice:
+class EpochChoice:
     """The epoch with the best mean IoU on the images of the choice; without such images the last one.
 
     Its weights and the scores so far are kept on disk: an interrupted run still has them, and since a resumed run repeats

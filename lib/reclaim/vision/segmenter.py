@@ -12,6 +12,7 @@ schedule, random quarter turns and flips. What differs from its code:
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,14 +91,12 @@ def _normal(parameter: Tensor, spread: float, generator: torch.Generator) -> Non
 def complexity(model: nn.Module, image_size: int | Sequence[int], in_channels: int = 3) -> dict[str, int]:
     """Trainable parameters, and multiply-adds of one image's forward pass (convolutions, matrix products, attention).
 
-    Counted by `torch.utils.flop_counter`, whose operations are halved. The model may be on the `meta` device.
+    Counted by `torch.utils.flop_counter`, whose operations are halved, on a copy without data: the counter does not see the
+    fused attention of a CPU.
     """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
+    hollow = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, in_channels, *grid_size(image_size), device=device))
-    model.train(was_training)
+        hollow(torch.zeros(1, in_channels, *grid_size(image_size), device="meta"))
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {"parameters": parameters, "macs": counter.get_total_flops() // 2}
 

@@ -198,6 +198,13 @@ class SwinPair(nn.Sequential):
             )
         )
 
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            # Torch's fused attention, which timm leaves off, is faster without gradients (and not with them).
+            block.attn.fused_attn = not torch.is_grad_enabled()
+            x = block(x)
+        return x
+
     def set_input_size(self, resolution: tuple[int, int]) -> None:
         """Fit the blocks to maps of another size; only a window that shrinks or grows with the map changes weights."""
         for block in self:

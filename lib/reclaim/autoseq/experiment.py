@@ -1,0 +1,259 @@
+"""An AutoSeq experiment at one seed: a T5 made here or given, every arm on every split of every task, and what it costs.
+
+Yu et al. 2022. Two ways to a model: `corpus`, `model` and `pretraining` (a small T5 from scratch, whose weights and data
+order follow the seed), or `models` (a T5 of the Hub or of a folder to search with, and one to train). Both are loaded with
+`from_pretrained`. Arms are in `arms`; they share splits, searches and trained models.
+
+The check that a model from scratch knows its language: its probability of each comment that belongs to one class, given
+sentences of that class and of others, read from the test rows' column `comment` where the data has one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reclaim.autoseq.arms import Models, Split, Task, encode_rows
+from reclaim.autoseq.pretraining import build_t5, load_t5, pretrain_spans
+from reclaim.autoseq.prompts import target_ids
+from reclaim.autoseq.selection import task_metrics
+from reclaim.autoseq.tuning import class_scores
+from reclaim.data import load_info, load_split
+from reclaim.errors import InputError
+from reclaim.io import atomic_path, read_json, write_json
+from reclaim.models import load_tokenizer
+from reclaim.provenance import fingerprint
+from reclaim.sampling import evaluation_sample
+from reclaim.tokenization import train_tokenizer
+from reclaim.train import Recipe
+
+LISTED = 5  # candidates of a class that are written down with their texts
+CHECKED = 100  # test rows of a class by which a model's language is checked
+NUM_SENTINELS = 10
+SPAN_SETTINGS = ("max_length", "comment_share", "density", "mean_span")
+KINDS = ("metrics", "items", "curves", "costs")
+
+
+def run(
+    spec: Mapping[str, Any],
+    seed: int,
+    *,
+    data: Mapping[str, Path],
+    device: Any,
+    state_dir: str | Path,
+    progress: Callable[[Sequence[Any]], Any] = iter,
+) -> dict[str, Any]:
+    """Run all arms of an AutoSeq experiment at one seed: rows of metrics, items, curves and costs.
+
+    spec: `tasks` (each with `data`, `prompts`: the name of a task of templates/autoseq.yaml or its forms; optional `name`,
+    `classes`, `sentences`, `metrics`, `test_rows`), `few_shot` (`sampling`, `k`, `sets`, `dev`, `in_place`), `search`
+    (`SearchSettings`), `recipes` (of `train.Recipe`; `learning_rate` and `per_device_train_batch_size` may be lists, with
+    `eval_steps`), `rerank_recipe`, `arms`, and either `corpus`, `model`, `pretraining` (one token a word, or `vocab_size`)
+    or `models` (`search`, `tuning`).
+    data: the canonical folder of each data set, and the model folder of each name in `models`. Finished splits and the
+    pre-trained model are kept in `state_dir` until the experiment is done.
+
+    Raises `InputError` for what does not exist or does not fit.
+    """
+    state_dir = Path(state_dir)
+    tasks = [_task(entry, data) for entry in spec["tasks"]]
+    names = [entry["data"] for entry in spec["tasks"]] + ([spec["corpus"]] if "corpus" in spec else [])
+    identity = json.dumps([dict(spec), seed, [load_info(data[name])["sha256"] for name in names]], sort_keys=True)
+    identity += fingerprint("reclaim.autoseq.experiment")
+    key = hashlib.sha256(identity.encode()).hexdigest()[:24]
+    models, outcome = _models(spec, seed, data, device, state_dir / f"model-{key}", run=key)
+    for task in tasks:
+        outcome["metrics"] += _language_check(task, models, spec["search"].get("terminator", "end"))
+    units = [(entry, task, number) for entry, task in zip(spec["tasks"], tasks, strict=True)
+             for number in range(spec["few_shot"].get("sets", 1))]  # fmt: skip
+    files = []
+    for place, (entry, task, number) in enumerate(progress(units)):
+        files.append(state_dir / f"split-{key}-{place}.json")
+        if not files[-1].exists():
+            write_json(_run_split(Split(task, models, spec, seed, number), spec["arms"], entry.get("metrics")), files[-1])
+        done = read_json(files[-1])
+        for kind in KINDS:
+            outcome[kind] += done.get(kind, [])
+    for path in files:
+        path.unlink(missing_ok=True)
+    shutil.rmtree(state_dir / f"model-{key}", ignore_errors=True)
+    return outcome
+
+
+def _task(entry: Mapping[str, Any], data: Mapping[str, Path]) -> Task:
+    info, place = load_info(data[entry["data"]]), f"tasks, data {entry['data']}"
+    if not info["label_names"]:
+        raise InputError(place, f"kind {info['kind']}", "a kind with classes")
+    train, test = (load_split(data[entry["data"]], split) for split in ("train", "test"))
+    if "test_rows" in entry:
+        test = test.iloc[np.sort(evaluation_sample(len(test), size=entry["test_rows"]))].reset_index(drop=True)
+    sentences = entry.get("sentences", [name for name in ("text", "text_pair") if name in train])
+    if missing := [name for name in sentences if name not in train]:
+        raise InputError(f"{place}: sentences", repr(missing[0]), f"columns among {', '.join(train.columns)}")
+    classes = [str(name) for name in entry.get("classes", info["label_names"])]
+    if len(classes) != len(info["label_names"]):
+        raise InputError(f"{place}: classes", f"{len(classes)} classes", f"one for each of {info['label_names']}")
+    return Task(entry.get("name", entry["data"]), classes, entry["prompts"], sentences, train, test)
+
+
+# --------------------------------------------------------------------------------------------------------------- models
+
+
+def _models(spec, seed: int, data, device, folder: Path, run: str) -> tuple[Models, dict[str, list]]:
+    outcome: dict[str, list] = {kind: [] for kind in KINDS}
+    if ("models" in spec) == ("corpus" in spec):
+        raise InputError("autoseq experiment", "both or neither", "`models`, or `corpus` with `model` and `pretraining`")
+    if "models" in spec:
+        folders = [data[spec["models"][role]] for role in ("search", "tuning")]
+        searched = load_t5(folders[0]).to(device)
+        tuned = searched if folders[0] == folders[1] else load_t5(folders[1]).to(device)
+        return Models(searched, tuned, load_tokenizer(folders[0])), outcome
+    if not (folder / "record.json").exists():
+        _pretrain(spec, seed, data, device, folder, run)
+    record = read_json(folder / "record.json")
+    outcome["metrics"] = record["metrics"]
+    outcome["curves"], outcome["costs"] = record["curves"], record["costs"]
+    model = load_t5(folder).to(device)
+    return Models(model, model, load_tokenizer(folder)), outcome
+
+
+def _pretrain(spec, seed: int, data, device, folder: Path, run: str) -> None:
+    """Pre-train the model of `spec` and save it with its tokenizer and the record of its training."""
+    corpus = load_split(data[spec["corpus"]], "train")
+    texts = [corpus["text"]]
+    options = {"num_sentinels": NUM_SENTINELS, "vocab_size": spec.get("vocab_size")}
+    if "vocab_size" not in spec:  # one token a word: of the tasks and of the prompts, too
+        texts += [load_split(data[entry["data"]], part)["text"] for entry in spec["tasks"] for part in ("train", "test")]
+        options["words"] = [word for entry in spec["tasks"] for word in _prompt_words(entry["prompts"])]
+    tokenizer = train_tokenizer("t5", [text for part in texts for text in part], **options)
+    settings = dict(spec["pretraining"])
+    extra = {name: settings.pop(name) for name in SPAN_SETTINGS if name in settings}
+    recipe = Recipe.from_config(settings, "pretraining")
+    model = build_t5(tokenizer, spec["model"], seed).to(device)
+    started, cpu = time.perf_counter(), time.process_time()
+    state = folder.with_suffix(".state")
+    parts = (corpus["sentence"], corpus["comment"]) if "comment" in corpus else (corpus["text"], None)
+    history = pretrain_spans(model, tokenizer, *parts, recipe, seed=seed, state_path=state, run=run, **extra)
+    variant = {"corpus": spec["corpus"], "steps": recipe.num_train_steps}
+    spent = {"pretrain_wall_s": time.perf_counter() - started, "pretrain_cpu_s": time.process_time() - cpu}
+    last, size = history.loss[-20:], sum(parameter.numel() for parameter in model.parameters())
+    step = max(1, recipe.num_train_steps // 100)
+    record = {
+        "metrics": [
+            {"variant": variant, "metric": "pretrain_loss", "value": float(np.mean(last)), "n": len(last), "unit": "nats"},
+            {"variant": variant, "metric": "parameters", "value": float(size), "n": 1, "unit": "count"},
+        ],
+        "curves": [
+            {"variant": variant, "step": i + 1, "measure": "pretrain_loss", "value": value, "unit": "nats"}
+            for i, value in enumerate(history.loss)
+            if i % step == 0
+        ],
+        "costs": [{"variant": variant, "measure": name, "value": value, "unit": "s"} for name, value in spent.items()],
+    }
+    with atomic_path(folder, directory=True) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_json(record, temporary / "record.json")
+
+
+def _prompt_words(prompts: Mapping[str, Any]) -> list[str]:
+    """The words of a task's templates and labels, which a word-level tokenizer must know."""
+    if isinstance(prompts, str):
+        raise InputError("tasks.prompts", repr(prompts), "the forms in full, for a model from scratch")
+    words = []
+    for form in prompts.values():
+        words += [part.replace("_", " ") for part in form["template"].split("*") if part.startswith("_")]
+        words += list(form.get("labels", {}).values())
+    return words
+
+
+def _language_check(task: Task, models: Models, terminator: str) -> list[dict]:
+    """Probability of each class's own comments given its sentences and given others': the least, and the ratio of means."""
+    if "comment" not in task.test:
+        return []
+    owners: dict[str, set[int]] = {}
+    for label, comment in zip(task.test["label"], task.test["comment"], strict=True):
+        owners.setdefault(comment, set()).add(int(label))
+    specific = {comment: found.copy().pop() for comment, found in sorted(owners.items()) if len(found) == 1}
+    if not specific:
+        return []
+    rows = task.test.groupby("label").head(CHECKED)
+    targets = [target_ids(models.tokenizer, comment, terminator) for comment in specific]
+    values = np.exp(class_scores(models.tuned, encode_rows(models.tokenizer, task, "auto", rows), targets))
+    own = np.array(list(specific.values()))[None, :] == rows["label"].to_numpy()[:, None]
+    mine = np.array([values[own[:, i], i].mean() for i in range(len(specific))])
+    others = np.array([values[~own[:, i], i].mean() for i in range(len(specific))])
+    variant = {"task": task.name, "check": "language"}
+    found = {"least_phrase_probability": (mine.min(), "fraction"), "phrase_ratio": (mine.mean() / others.mean(), "1")}
+    return [
+        {"variant": variant, "metric": name, "value": float(value), "n": len(rows), "unit": unit}
+        for name, (value, unit) in found.items()
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------------- arms
+
+
+def _run_split(split: Split, arms: Sequence[Mapping[str, Any]], official: str | None) -> dict[str, list]:
+    """All arms of a split: accuracy with items, accuracy on dev, the labels that were used, and the searches."""
+    metrics, items, listed = [], [], set()
+    labels, ids = split.test_labels(), split.task.test["id"].tolist()
+
+    def add(variant: dict, metric: str, value: float, n: int, unit: str) -> None:
+        metrics.append({"variant": variant, "metric": metric, "value": float(value), "n": n, "unit": unit})
+
+    for arm in arms:
+        variant, result = split.variant(arm), split.run(arm)
+        right = result.predicted == labels
+        add(variant, "accuracy", right.mean(), len(right), "fraction")
+        add(variant, "dev_accuracy", result.dev_accuracy, split.n_dev, "fraction")
+        add(variant, "label_words", np.mean([len(text.split()) for text in result.labels]), len(result.labels), "count")
+        for name, value in (task_metrics(official, result.predicted, labels) if official else {}).items():
+            if name != "acc":
+                add(variant, name.replace("/", "_"), value, len(right), "fraction")
+        items += [
+            {"variant": variant, "metric": "accuracy", "item": str(item), "value": float(value)}
+            for item, value in zip(ids, right, strict=True)
+        ]
+        for name, text in zip(split.task.classes, result.labels, strict=True):
+            add({**variant, "class": name, "text": text}, "label_used", 1.0, 1, "count")
+        search_key = json.dumps({k: v for k, v in variant.items() if k not in ("trained", "recipe", "steps", "selection")})
+        if arm["method"] in ("autoseq", "autoword") and search_key not in listed:
+            listed.add(search_key)
+            metrics += _search_rows(split, arm, json.loads(search_key))
+    return {
+        "metrics": metrics,
+        "items": items,
+        "costs": [
+            {"variant": variant, "measure": measure, "value": value, "unit": unit}
+            for variant, measure, value, unit in split.costs
+        ],
+    }
+
+
+def _search_rows(split: Split, arm: Mapping[str, Any], variant: dict) -> list[dict]:
+    """What a search found: counts, lengths, and the first candidates of each class with their values."""
+    found = split.search(arm)
+    lengths = found.candidates["text"].str.split().str.len()
+    values = [
+        ("candidates", len(lengths), "count"),
+        ("candidate_words", lengths.mean(), "count"),
+        ("one_word_candidates", (lengths == 1).mean(), "fraction"),
+        *((name, value, "count") for name, value in found.counts.items()),
+    ]
+    rows = [
+        {"variant": variant, "metric": name, "value": float(value), "n": len(lengths), "unit": unit}
+        for name, value, unit in values
+    ]
+    for row in found.candidates[found.candidates["rank"] < LISTED].to_dict("records"):
+        keys = {**variant, "class": split.task.classes[row["class"]], "text": row["text"], "rank": int(row["rank"])}
+        for name in ("own", "others", "score"):
+            rows.append({"variant": keys, "metric": f"candidate_{name}", "value": float(row[name]), "n": 1, "unit": "1"})
+    return rows
