@@ -36,7 +36,6 @@ from reclaim.train import Recipe
 
 METHODS = ("autoseq", "autoword", "manual", "random_words", "fine_tuning")
 OFFICIAL_SEEDS = (100, 13, 21, 42, 87)
-SEARCHED = ("contrast", "pooling", "terminator", "beam", "max_length", "num_combinations")
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,7 @@ class Split:
             "trained": arm.get("trained", "none"), "labels": arm.get("labels", "true"),
         }  # fmt: skip
         if method in ("autoseq", "autoword"):
-            settings = asdict(self._settings(arm))
-            variant |= {"selection": arm.get("selection", "first"), **{key: settings[key] for key in SEARCHED}}
+            variant |= {"selection": arm.get("selection", "first"), **asdict(self._settings(arm))}
         if method == "manual":
             variant["prompt"] = arm.get("prompt", "manual")
         if "draw" in arm:
