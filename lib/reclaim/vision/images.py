@@ -69,7 +69,6 @@ ISIC = {
     },
 }
 FORMATS = (*ISIC, "image_mask")
-Image.MAX_IMAGE_PIXELS = 200_000_000
 
 
 def encode_png(array: np.ndarray, **texts: str) -> bytes:
@@ -127,8 +126,8 @@ def check_spec(spec: Mapping[str, Any], place: str) -> None:
     if spec["source"] == "local":
         if spec["format"] not in FORMATS:
             raise InputError(f"{place}.format", repr(spec["format"]), f"one of {', '.join(FORMATS)}")
-        for key in sorted(keys & {"images", "masks"}) if spec["format"] in ISIC else ():
-            raise InputError(f"{place}.{key}", "the key", "format: image_mask, whose folders it names")
+        if spec["format"] in ISIC and keys & {"images", "masks"}:
+            raise InputError(place, "the keys images or masks", "format: image_mask, whose folders they name")
     if spec["source"] == "hub" and ({"id", "revision"} <= keys) == ("path" in keys):
         raise InputError(place, f"keys {sorted(keys)}", "either id with revision, or path (a downloaded copy)")
     side = spec.get("max_side", 1)
@@ -155,8 +154,7 @@ def materialize(spec: Mapping[str, Any], out_dir: str | Path) -> None:
     Raises InputError for a wrong spec, folders and files that are not there, an image without a mask, a mask without an
     image, sizes that differ, and files that are no images; `out_dir` is then as before.
     """
-    out_dir = Path(out_dir)
-    place = f"data.{out_dir.name}"
+    place = f"data.{Path(out_dir).name}"
     check_spec(spec, place)
     reader = {"world": WorldSource, "local": FolderSource, "hub": HubImages}[spec["source"]](spec, place)
     parts = _assign(spec, reader)
