@@ -73,6 +73,7 @@ def load(folder: str | Path, objective: str, seed: int = 0, num_labels: int | No
 
     Raises `InputError` when the folder holds no model, or one of another architecture than the objective needs.
     """
+    from safetensors import SafetensorError
 
     place = str(folder)
     if not (Path(folder) / "config.json").exists():
@@ -85,7 +86,7 @@ def load(folder: str | Path, objective: str, seed: int = 0, num_labels: int | No
         torch.manual_seed(derive(seed, "head"))
         try:
             model = _auto_class(objective).from_pretrained(place, **options)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise InputError(place, first_line, f"the weights of a {objective} model in safetensors") from error
     return model.eval()
