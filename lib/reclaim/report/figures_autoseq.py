@@ -1,0 +1,255 @@
+"""Figures of AutoSeq (Yu et al., "Automatic Label Sequence Generation for Prompting Sequence-to-sequence Models", COLING 2022).
+
+The paper's tables of test scores were not at hand. Its figures here were computed from the development scores that its
+repository has released, of the very rows that select: they overstate, and only their differences are quoted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reclaim.report.accuracy import arms_exhibit, mean_text
+from reclaim.report.figures import Exhibit, fixed, number
+from reclaim.report.system import Record, System, SystemTables, by_seed, group, where
+
+KEY = "autoseq"
+EXPERIMENTS = {
+    "phrases": "classes that a phrase carries",
+    "words": "control: classes that one word carries",
+    "reranking": "re-ranking by development scores",
+    "ablations": "variants of the search",
+    "grids": "learning rates chosen on development rows",
+}
+METHODS = {
+    "autoseq": "AutoSeq",
+    "autoword": "AutoWord",
+    "manual": "manual prompt",
+    "random_words": "random words",
+    "fine_tuning": "standard fine-tuning",
+}
+TRAINED = {"none": "zero-shot", "full": "all weights", "prompt": "soft prompt", "lora": "adapters (LoRA)"}
+# An arm's name has what differs from the usual setting.
+USUAL = (
+    ("contrast", "sum", "contrast: {}"),
+    ("pooling", "logits", "pooled {}"),
+    ("selection", "first", "re-ranked by {}"),
+    ("prompt", "manual", "{}"),
+    ("labels", "true", "{} labels"),
+    ("deduplicate", False, "de-duplicated"),
+)
+# Those whose usual value is what most arms of the run have.
+VARIED = (("terminator", "terminator: {}"), ("max_length", "length limit {}"))
+HINTS = {
+    "phrases": (
+        "Each word of a comment is as likely in both classes, so no single label word can tell them apart. In the released "
+        "development scores of the paper's 20 tasks the first combination of sequences is 4.4 points ahead of that of words. "
+        "Curated: the words of one who knows how people comment. The shuffled labels are the null control."
+    ),
+    "words": "Sequences and words must come out equal here: an advantage would be an artefact of the search.",
+    "reranking": (
+        "The released development scores gain 8.9 points (sequences) and 10.6 (words) from the first to the best of 20 "
+        "combinations, on the rows that select; here the rows are fresh."
+    ),
+    "ablations": "",
+    "grids": "Every arm has a grid of the same size, and its development rows choose.",
+}
+LABEL_ROWS = 4  # of each class in the table of labels
+
+
+def exhibits(tables: SystemTables) -> list[Exhibit]:
+    """Give what the section shows, in order."""
+    shown = [exhibit for experiment in EXPERIMENTS for exhibit in _accuracy(tables, experiment)]
+    if not shown:
+        shown = [Exhibit("accuracy", "Test accuracy by arm", missing="no experiment of this system was chosen")]
+    return [*shown, _labels(tables), _gain(tables), _language(tables), _cost(tables)]
+
+
+def _accuracy(tables: SystemTables, experiment: str) -> list[Exhibit]:
+    records = tables.metric(experiment, "accuracy")
+    shown = []
+    for task, found in group(records, lambda record: str(record.keys.get("task", "?"))).items():
+        arms = group(found, lambda record, found=found: _arm(record, found))
+        shown.append(
+            arms_exhibit(
+                KEY,
+                f"accuracy-{experiment}-{task}",
+                f"Test accuracy by arm ({EXPERIMENTS[experiment]}; {task})",
+                dict(sorted(arms.items(), key=lambda arm: _place(arm[1][0]))),
+                f"A seed's value is the mean over its few-shot splits. {HINTS[experiment]}",
+                colour=lambda record: {"autoseq": 0, "autoword": 1}.get(record.keys["method"], 2),
+            )
+        )
+    return shown
+
+
+def _arm(record: Record, others: Sequence[Record]) -> str:
+    keys = record.keys
+    parts = [METHODS.get(keys["method"], str(keys["method"]))]
+    parts += [words.format(keys[key]) for key, usual, words in USUAL if keys.get(key, usual) != usual]
+    same = [other.keys for other in others if other.keys["method"] == keys["method"]]
+    for key, words in (*VARIED, ("beam", "beam {}")):
+        values = [other[key] for other in same if key in other]
+        if key in keys and len(set(values)) > 1 and keys[key] != max(set(values), key=values.count):
+            parts.append(words.format(keys[key]))
+    parts.append(TRAINED.get(keys["trained"], str(keys["trained"])))
+    if "recipe" in keys:
+        parts.append(f"recipe {keys['recipe']}, {keys['steps']} steps")
+    return ", ".join(parts)
+
+
+def _place(record: Record) -> tuple:
+    keys, methods = record.keys, list(METHODS)
+    trained = list(TRAINED).index(keys["trained"]) if keys["trained"] in TRAINED else len(TRAINED)
+    method = methods.index(keys["method"]) if keys["method"] in methods else len(methods)
+    return min(trained, 1), str(keys.get("recipe", "")) if trained == 1 else "~", method, trained, str(sorted(keys.items()))
+
+
+def _labels(tables: SystemTables) -> Exhibit:
+    """The label texts found for one split of each seed, with their scores, beside those written by hand."""
+    title = "Label sequences found, and those written by hand"
+    rows = []
+    for experiment in ("phrases", "words"):
+        found = [r for r in tables.metric(experiment, "candidate_score") if _usual_search(r) and r.keys["split"] == 0]
+        own = {_text_key(r): r.value for r in tables.metric(experiment, "candidate_own")}
+        others = {_text_key(r): r.value for r in tables.metric(experiment, "candidate_others")}
+        for record in sorted(found, key=lambda r: (r.seed, r.keys["method"], r.keys["class"], r.keys["rank"])):
+            if record.keys["rank"] < LABEL_ROWS:
+                values = (own[_text_key(record)], others[_text_key(record)], record.value)
+                rows.append(_label_row(experiment, record, str(record.seed), [number(value) for value in values]))
+        by_hand = [
+            record
+            for record in where(tables.metric(experiment, "label_used"), method="manual", trained="none", split=0)
+            if record.seed == min(r.seed for r in tables.metric(experiment, "label_used"))
+        ]
+        rows += [_label_row(experiment, record, "all", ["", "", ""]) for record in by_hand]
+    if not rows:
+        return Exhibit("labels", title, missing="no experiment with a search was chosen")
+    return Exhibit(
+        key="labels",
+        title=title,
+        caption=(
+            f"The first {LABEL_ROWS} candidates of each class, best first, in the first split of each seed: the probability "
+            "under the class's own examples, the sum under the others', and the contrastive score, their difference. "
+            "Prompts written by hand have no score. In the paper's repository the raw list of both classes of SST-2 is led "
+            "by `Thank you.`, the re-ranked lists by `Highly recommended.` and `Not good.`"
+        ),
+        columns=("experiment", "seed", "method", "class", "rank", "label", "own", "others", "score"),
+        rows=rows,
+    )
+
+
+def _usual_search(record: Record) -> bool:
+    return record.keys.get("contrast") == "sum" and record.keys.get("labels") == "true"
+
+
+def _text_key(record: Record) -> tuple:
+    return record.seed, str(sorted(record.keys.items()))
+
+
+def _label_row(experiment: str, record: Record, seed: str, values: Sequence[str]) -> tuple[str, ...]:
+    keys = record.keys
+    method = METHODS.get(keys["method"], str(keys["method"]))
+    if keys.get("prompt", "manual") != "manual":
+        method += f", {keys['prompt']}"
+    rank = str(keys["rank"] + 1) if "rank" in keys else ""
+    return experiment, seed, method, keys["class"], rank, keys["text"] or "(empty)", *values
+
+
+def _gain(tables: SystemTables) -> Exhibit:
+    """What choosing by development scores gains on the rows that choose and on fresh ones."""
+    title = "What re-ranking by development scores gains"
+    rows = []
+    for method in ("autoseq", "autoword"):
+        sides = {}
+        for metric in ("dev_accuracy", "accuracy"):
+            records = where(tables.metric("reranking", metric), method=method, trained="full", labels="true")
+            chosen, first = (by_seed(where(records, selection=name), 100) for name in ("dev", "first"))
+            sides[metric] = [chosen[seed] - first[seed] for seed in chosen if seed in first]
+        if sides["accuracy"]:
+            rows.append((METHODS[method], mean_text(sides["dev_accuracy"]), mean_text(sides["accuracy"])))
+    if not rows:
+        return Exhibit("gain", title, missing="the experiment `reranking` was not chosen")
+    return Exhibit(
+        key="gain",
+        title=title,
+        caption="Best minus first combination, in points. On the rows that select the gain is optimistic by construction.",
+        columns=("method", "on the rows that select [95 % interval]", "on test rows [95 % interval]"),
+        rows=rows,
+    )
+
+
+def _language(tables: SystemTables) -> Exhibit:
+    """Whether the model has learnt its language: the gate of the claims."""
+    title = "Does the model know the language?"
+    rows = []
+    for experiment in EXPERIMENTS:
+        least = by_seed(tables.metric(experiment, "least_phrase_probability"))
+        ratio, loss = by_seed(tables.metric(experiment, "phrase_ratio")), by_seed(tables.metric(experiment, "pretrain_loss"))
+        rows += [
+            (experiment, str(seed), fixed(least[seed], 3), number(ratio.get(seed, float("nan"))), fixed(loss[seed], 3))
+            for seed in least
+            if seed in loss
+        ]
+    if not rows:
+        return Exhibit("language", title, missing="no model was pre-trained in this run")
+    return Exhibit(
+        key="language",
+        title=title,
+        caption=(
+            "The model's own probability of a comment that belongs to one class, given sentences of that class: the least of "
+            "such comments (required: 0.1), and the ratio of the mean over them to that given the other class (required: 4). "
+            "A run below says nothing about the search."
+        ),
+        columns=("experiment", "seed", "least probability", "ratio of own to other class", "pre-training loss (nats)"),
+        rows=rows,
+    )
+
+
+def _cost(tables: SystemTables) -> Exhibit:
+    """Forward passes and time of a search, with what was found."""
+    title = "What a search costs and finds"
+    rows = []
+    for experiment in EXPERIMENTS:
+        for method in ("autoseq", "autoword"):
+            found = {}
+            for name in ("candidates", "encoder_passes", "decoder_passes", "candidate_words", "one_word_candidates"):
+                records = [r for r in tables.metric(experiment, name) if _usual_search(r) and r.keys["method"] == method]
+                found[name] = by_seed(records).values()
+            seconds = where(tables.cost(experiment, "search_cpu_s"), method=method, contrast="sum", labels="true")
+            if found["candidates"]:
+                figures = [mean_text(values, places=2) for values in found.values()]
+                rows.append((experiment, METHODS[method], *figures, mean_text(by_seed(seconds).values(), places=3)))
+    if not rows:
+        return Exhibit("cost", title, missing="no experiment with a search was chosen")
+    return Exhibit(
+        key="cost",
+        title=title,
+        caption=(
+            "All classes of a split together, mean over splits and seeds. The original runs the encoder again for every "
+            "hypothesis and step. Of the released candidates 32 % are a single word, and their mean length is 2.4 words."
+        ),
+        columns=("experiment", "method", "candidates", "encoder passes", "decoder passes", "words per candidate",
+                 "share of single words", "CPU seconds"),
+        rows=rows,
+    )  # fmt: skip
+
+
+SYSTEM = System(
+    key=KEY,
+    title="AutoSeq: label sequences found automatically",
+    citation="Yu, Gao, Zhang, Lin, Liu, Sun, Zhou: Automatic Label Sequence Generation for Prompting "
+    "Sequence-to-sequence Models. COLING 2022.",
+    url="https://arxiv.org/abs/2209.09401",
+    about=(
+        "A sequence-to-sequence model fills the blank of a prompt, and each class has a phrase that it may fill it with. The "
+        "phrases are found by a beam search for what all training examples of a class agree on, ranked by how badly they fit "
+        "the other classes, and combined. They are compared with single words found in the same way, with prompts written by "
+        "hand, with soft prompts and with adapters, from 16 examples a class. Seeds are those of pre-training; arms are "
+        "compared within a seed and a few-shot split."
+    ),
+    limits=(
+        "The paper's scores on its 20 tasks, which need its T5 models; its tables of test scores were not at hand.",
+        "Adapter tuning as the paper did it: its code was not released, and LoRA stands for it here.",
+    ),
+    exhibits=exhibits,
+)
