@@ -128,9 +128,9 @@ def test_pictures_of_the_first_seed_are_embedded_once():
     import numpy as np
 
     png = rebuilt_picture({"original": np.zeros((3, 64)), "PCA": np.ones((3, 64))}, (8, 8, 1))
-    given = SystemTables(pd.DataFrame(), EMPTY["metrics"], EMPTY["costs"], CURVES)
     names = ("codes-digits.png", "rebuilt-orl-d40-5-images.png", "other.png")
-    object.__setattr__(given, "pictures", {f"s{seed}/{name}": png for seed in (41, 42) for name in names})
+    given = {f"codes/reduction.s{seed}/{name}": png for seed in (41, 42) for name in names}
+    given = SystemTables(pd.DataFrame(), EMPTY["metrics"], EMPTY["costs"], CURVES, given)
     pictures = [exhibit for exhibit in SYSTEM.exhibits(given) if exhibit.svg]
     assert [exhibit.title for exhibit in pictures] == [
         "2-D codes of test images (digits)",

@@ -89,7 +89,7 @@ def exhibits(tables: SystemTables) -> list[Exhibit]:
         shown += [_ranking(tables, data), _learning(tables, data)]
     if not shown:
         shown.append(Exhibit("codes", "Codes and reconstructions", missing="the experiment `codes` was not chosen"))
-    return [*shown, *_recognition(tables), *_ablations(tables), *_pictures(getattr(tables, "pictures", {}))]
+    return [*shown, *_recognition(tables), *_ablations(tables), *_pictures(tables.pictures)]
 
 
 def _data(record: Record) -> str:
