@@ -14,17 +14,16 @@ from snakemake.caching import LOCATION_ENVVAR
 from snakemake.exceptions import WorkflowError
 
 from reclaim.config import check_config, data_names
-from reclaim.data import local_files
 from reclaim.errors import InputError
 from reclaim.io import write_json
 from reclaim.plan import dotted, make_plan
-from reclaim.world.generators import module_name
 from reclaim.provenance import fingerprint, pins_digest, verify_cache
+from reclaim.sources import modules_of, source_files
 
 try:
     check_config(config, BASE / "schemas" / "config.schema.json")
     PLAN = make_plan(config)
-    SOURCE_FILES = {name: local_files(config["data"][name], f"config: data.{name}.files") for name in PLAN.data}
+    SOURCE_FILES = {name: source_files(config["data"][name], f"config: data.{name}.files") for name in PLAN.data}
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
@@ -53,7 +52,7 @@ DEMANDS = {
     "default": {"threads": 1, "mem_mb": 1500, "runtime": 10, "gpu": 0},
     "pretrain": {"mem_mb": 2000, "runtime": 30},
     "finetune": {"mem_mb": 2000, "runtime": 30},
-    "measure": {"mem_mb": 3000, "runtime": 30},
+    "measure": {"mem_mb": 3000, "runtime": 60},
 }
 
 

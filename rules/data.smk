@@ -4,7 +4,7 @@
 
 rule data:
     input:
-        source_files,
+        data_files,
     output:
         data=directory(f"{RESULTS}/data/{{dataset}}"),
         cost=f"{RESULTS}/costs/data/{{dataset}}.json",
@@ -21,7 +21,7 @@ rule data:
         gpu=demand("data", "gpu"),
     params:
         spec=lambda wildcards: config["data"][wildcards.dataset],
-        code=lambda wildcards: code("make_data.py", *generator_modules(wildcards.dataset)),
+        code=lambda wildcards: code("make_data.py", *modules_of(config["data"][wildcards.dataset])),
     script:
         "../scripts/make_data.py"
 

@@ -1,15 +1,9 @@
 # Look-ups: what each stage's rules take as input and parameters, from the plan and the configuration.
 
 
-def source_files(wildcards):
+def data_files(wildcards):
     """The user's own files behind a local data set: a change of one makes the data set anew."""
     return SOURCE_FILES[wildcards.dataset]
-
-
-def generator_modules(dataset):
-    """The module that makes a generated data set, which is imported by its name in the configuration."""
-    spec = config["data"][dataset]
-    return [module_name(spec["generator"])] if spec["source"] == "world" else []
 
 
 def tokenizer_inputs(wildcards):

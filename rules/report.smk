@@ -38,6 +38,7 @@ rule page:
         metrics=f"{RESULTS}/metrics.parquet",
         costs=f"{RESULTS}/costs.parquet",
         curves=f"{RESULTS}/curves.parquet",
+        folders=METRIC_FOLDERS,
         template="report/report.html.j2",
     output:
         page=report(

@@ -1,5 +1,6 @@
 """What the scripts of experiments of a kind of their own share: run one seed, write what it leaves."""
 
+import shutil
 from collections.abc import Callable
 
 from reclaim.config import data_names
@@ -21,3 +22,4 @@ def measure(context: Job, run: Callable) -> None:
         progress=context.progress,
     )
     write_outcome(outcome, snakemake.output.tables, stage=wildcards.kind, job="measured", **key)
+    shutil.rmtree(snakemake.params.state, ignore_errors=True)

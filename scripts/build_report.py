@@ -8,6 +8,7 @@ with job(snakemake) as context:
     import pandas as pd
 
     from reclaim.io import atomic_path, read_json
+    from reclaim.outcome import read_pictures
     from reclaim.provenance import run_manifest
     from reclaim.report.build import build_report
 
@@ -17,6 +18,7 @@ with job(snakemake) as context:
     manifest = {**run_manifest(config), "overlay": config["overlay"]}
     if Path(snakemake.params.started).exists():  # not so when this script is run by hand
         manifest |= read_json(snakemake.params.started)
-    page = build_report(**tables, manifest=manifest, template_path=inputs.template)
+    pictures = read_pictures(inputs.folders)
+    page = build_report(**tables, manifest=manifest, template_path=inputs.template, pictures=pictures)
     with atomic_path(snakemake.output.page) as path:
         path.write_text(page, encoding="utf-8")

@@ -3,6 +3,6 @@ from _standalone import snakemake
 from reclaim.job import job
 
 with job(snakemake) as context:
-    from reclaim.data import materialize
+    from reclaim.sources import materialize
 
     materialize(snakemake.params.spec, snakemake.output.data)

@@ -11,10 +11,9 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from reclaim.architectures import ARCHITECTURES
-from reclaim.data import check_spec
 from reclaim.errors import InputError
 from reclaim.prompting import get_template
-from reclaim.world.generators import GENERATORS
+from reclaim.sources import check_spec
 
 METHODS_WITHOUT_TRAINING = ("zero_shot", "calibrated", "icl")
 
@@ -73,8 +72,6 @@ def check_config(config: dict, schema_path: Path) -> None:
     check_schema(config, schema_path)
     for name, spec in config["data"].items():
         check_spec(spec, f"config: data.{name}")
-        if spec["source"] == "world":
-            _must_be(spec["generator"], GENERATORS, f"data.{name}.generator")
     for name, tokenizer in config["tokenizers"].items():
         if "model" in tokenizer:
             _must_exist(config, "models", tokenizer["model"], f"tokenizers.{name}.model")
@@ -115,11 +112,6 @@ def family_of(config: dict, model: str) -> str:
     """`masked` or `causal`."""
     spec = config["models"][model]
     return ARCHITECTURES[spec["architecture"]][1] if spec["source"] == "scratch" else spec["family"]
-
-
-def _must_be(value: str, known: Iterable[str], place: str) -> None:
-    if value not in known:
-        raise InputError(f"config: {place}", repr(value), f"one of {', '.join(known)}")
 
 
 def _must_exist(config: dict, section: str, name: str, place: str) -> None:

@@ -50,7 +50,7 @@ __all__ = [
     "iter_texts",
     "load_info",
     "load_split",
-    "local_files",
+    "source_files",
     "materialize",
     "spec_schema",
     "validate_table",
@@ -125,7 +125,7 @@ def iter_split(folder: str | Path, split: str, batch_size: int = ROWS_PER_GROUP)
             yield _frame(pa.Table.from_batches([batch]))
 
 
-def local_files(spec: dict[str, Any], place: str) -> list[str]:
+def source_files(spec: dict[str, Any], place: str) -> list[str]:
     """Paths of the files behind a local data set ([] for other sources); raises InputError for one that is not there."""
     if spec["source"] != "local":
         return []

@@ -41,6 +41,16 @@ def read_outcomes(folders: Iterable[str | Path], kind: str) -> pd.DataFrame:
     return joined.sort_values(["paper", "experiment", "variant", "seed", "measure", "step"], ignore_index=True)
 
 
+def read_pictures(folders: Iterable[str | Path]) -> dict[str, dict[str, bytes]]:
+    """Pictures that outcomes hold: paper -> `experiment/job/file name` -> PNG bytes. Folders are `.../paper/experiment/job`."""
+    pictures: dict[str, dict[str, bytes]] = {}
+    for folder in map(Path, folders):
+        for path in sorted(folder.glob("pictures/*.png")):
+            experiment, job = folder.parts[-2:]
+            pictures.setdefault(folder.parts[-3], {})[f"{experiment}/{job}/{path.name}"] = path.read_bytes()
+    return pictures
+
+
 def _with_key(rows: pd.DataFrame | Iterable[Mapping[str, Any]], key: Mapping[str, Any]) -> pd.DataFrame:
     table = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
     if len(table):

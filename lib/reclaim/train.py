@@ -44,6 +44,8 @@ class Recipe:
     lr_scheduler_type: str = "linear"
     warmup_ratio: float = 0.0
     warmup_steps: int | None = None
+    min_learning_rate: float = 0.0
+    schedule_interval_steps: int = 1
     optimizer: str = "adamw"
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_epsilon: float = 1e-8
@@ -80,15 +82,20 @@ class History:
 
 
 def build_optimizer(parameters: Sequence[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimiser a recipe names. Weight decay is decoupled and falls on all parameters, norms and biases too."""
+    """The optimiser a recipe names. Weight decay falls on all parameters, norms and biases too.
+
+    It is decoupled, but in "adam", where it is part of the gradient (an L2 penalty).
+    """
     settings = {"lr": recipe.learning_rate, "betas": recipe.adam_betas, "eps": recipe.adam_epsilon}
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(parameters, weight_decay=recipe.weight_decay, fused=True, **settings)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, weight_decay=recipe.weight_decay, fused=True, **settings)
     if recipe.optimizer == "fairseq_adam":
         return FairseqAdam(parameters, weight_decay=recipe.weight_decay, **settings)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    raise InputError("recipe.optimizer", repr(recipe.optimizer), "adamw, fairseq_adam or sgd")
+    raise InputError("recipe.optimizer", repr(recipe.optimizer), "adamw, adam, fairseq_adam or sgd")
 
 
 def train(
@@ -116,7 +123,14 @@ def train(
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(parameters, recipe)
-    rate_at = schedule(recipe.lr_scheduler_type, recipe.learning_rate, recipe.num_train_steps, recipe.num_warmup_steps)
+    rate_at = schedule(
+        recipe.lr_scheduler_type,
+        recipe.learning_rate,
+        recipe.num_train_steps,
+        recipe.num_warmup_steps,
+        end_learning_rate=recipe.min_learning_rate,
+        interval=recipe.schedule_interval_steps,
+    )
     history = History()
     state_path = Path(state_path) if state_path else None
     save_seconds = float(os.environ.get("RECLAIM_SAVE_SECONDS", 60)) if save_seconds is None else save_seconds
@@ -173,6 +187,7 @@ def _save(path: Path, model, optimizer, history: History, identity: str, step: i
         "identity": identity,
         "step": step,
         "model": {name: value for name, value in model.named_parameters() if value.requires_grad},
+        "buffers": dict(model.named_buffers()),  # running statistics of batch normalisation
         "optimizer": optimizer.state_dict(),
         "history": vars(history),
     }
@@ -192,6 +207,9 @@ def _resume(path: Path, model, optimizer, history: History, identity: str) -> in
     with torch.no_grad():
         for name, value in state["model"].items():
             named[name].copy_(value)
+        buffers = dict(model.named_buffers())
+        for name, value in state["buffers"].items():
+            buffers[name].copy_(value)
     optimizer.load_state_dict(state["optimizer"])
     for name, value in state["history"].items():
         setattr(history, name, value)

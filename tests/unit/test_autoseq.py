@@ -378,3 +378,12 @@ def test_pretraining_resumes_bit_for_bit_and_survives_saving(tokenizer, tmp_path
         load_t5(tmp_path)
     with pytest.raises(InputError):
         build_t5(tokenizer, {"hidden": 3}, seed=0)
+
+
+def test_lower_ids_come_first_among_equals():
+    from reclaim.autoseq.search import _top
+
+    log_q = torch.tensor([[0.0, 2.0, 1.0, 2.0, 1.0, 1.0], [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]])
+    ids, values = _top(log_q, 4)
+    assert ids.tolist() == [[1, 3, 2, 4], [0, 1, 2, 3]] and values[0].tolist() == [2.0, 2.0, 1.0, 1.0]
+    assert _top(log_q, 50)[0].shape == (2, 6)

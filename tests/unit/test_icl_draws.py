@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from reclaim.errors import InputError
 from reclaim.icl import draws
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+
 from reclaim.errors import InputError
 from reclaim.icl.prepare import Cell, PromptWriter, prepare
 from reclaim.icl.prompts import (

@@ -202,14 +202,11 @@ def label_words(
 def _top(log_q: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` likeliest tokens of each row, lower ids first among equals: ids and log q, (rows, count)."""
     count = min(count, log_q.shape[1])
-    least = log_q.topk(count, dim=1).values[:, -1:]
-    ids = np.empty((len(log_q), count), dtype=np.int64)
-    for row, reached in enumerate((log_q >= least).cpu()):
-        found = reached.nonzero()[:, 0]  # ascending ids, so that a stable sort puts lower ones first
-        order = log_q[row, found.to(log_q.device)].sort(descending=True, stable=True).indices[:count]
-        ids[row] = found[order.cpu()].numpy()
-    values = log_q.gather(1, torch.from_numpy(ids).to(log_q.device)).double().cpu().numpy()
-    return ids, values
+    # One more than asked for, to see a tie across the border; equal values are rare and sorted with care.
+    values, ids = log_q.topk(min(count + 1, log_q.shape[1]), dim=1)
+    for row in (values[:, 1:] == values[:, :-1]).any(1).nonzero()[:, 0].tolist():
+        values[row], ids[row] = (part[: ids.shape[1]] for part in log_q[row].sort(descending=True, stable=True))
+    return ids[:, :count].cpu().numpy(), values[:, :count].double().cpu().numpy()
 
 
 # ---------------------------------------------------------------------------------------------------------- contrast

@@ -129,6 +129,17 @@ def paired_demos(pool_labels: np.ndarray, k: int, n_classes: int, seed: int) -> 
     return chosen[:k]
 
 
+def space_labels(space: str, n_classes: int, labels: Sequence[str] | None = None) -> list[str]:
+    """What classes can be called in a label space; `labels` as in `paired_label_map`."""
+    _check_space(space, n_classes)
+    if space == "number":
+        return [str(number) for number in range(n_classes)]
+    candidates = list(labels or (string.ascii_uppercase if space == "letter" else dict.fromkeys(OFFICIAL_SYMBOLS)))
+    if len(set(candidates)) < max(n_classes, len(candidates)):
+        raise InputError(f"labels of the space {space}", repr(candidates), f"at least {n_classes}, no two alike")
+    return candidates
+
+
 def paired_label_map(space: str, n_classes: int, seed: int, labels: Sequence[str] | None = None) -> list[str]:
     """Made-up label of each class, no two alike.
 
@@ -136,13 +147,7 @@ def paired_label_map(space: str, n_classes: int, seed: int, labels: Sequence[str
 
     Raises `InputError` for an unknown space or more classes than it has labels.
     """
-    _check_space(space, n_classes)
-    if space == "number":
-        candidates = [str(number) for number in range(n_classes)]
-    else:
-        candidates = list(labels or (string.ascii_uppercase if space == "letter" else dict.fromkeys(OFFICIAL_SYMBOLS)))
-        if len(set(candidates)) < max(n_classes, len(candidates)):
-            raise InputError(f"labels of the space {space}", repr(candidates), f"at least {n_classes}, no two alike")
+    candidates = space_labels(space, n_classes, labels)
     order = np.random.default_rng(derive(seed, "map", space)).permutation(len(candidates))
     return [candidates[position] for position in order[:n_classes]]
 

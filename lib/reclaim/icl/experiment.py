@@ -24,11 +24,12 @@ import torch
 
 from reclaim.data import load_split
 from reclaim.errors import InputError
+from reclaim.icl.draws import LABEL_SPACES, space_labels
 from reclaim.icl.metrics import CELL_KEYS, cell_metrics, correct, paired_variance_ratio, valid_output
 from reclaim.icl.predict import free_answers, prompt_limit, score
 from reclaim.icl.prepare import Cell, Prepared, prepare
 from reclaim.icl.pretrain import load_decoder, word_tokenizer
-from reclaim.icl.prompts import IclSet, define_sets, load_sets
+from reclaim.icl.prompts import TEMPLATE_KINDS, IclSet, load_sets
 from reclaim.io import read_json, write_json, write_parquet
 from reclaim.models import load, load_tokenizer
 from reclaim.seeding import derive
@@ -61,7 +62,7 @@ def run(
     _begin(state_dir, spec, seed, data)
     sets = [part for name, entry in spec["data_sets"].items() for part in _sample_sets(name, entry, data, seed)]
     scratch = any(entry["source"] == "scratch" for entry in spec["models"].values())
-    made = word_tokenizer(spec["pretraining"], data, _words(spec["data_sets"])) if scratch else None
+    made = word_tokenizer(spec["pretraining"], data, _words(spec, data)) if scratch else None
     metrics: list[dict] = []
     curves: list[dict] = []
     costs: list[dict] = []
@@ -139,10 +140,17 @@ def _sample_sets(name: str, entry: Mapping[str, Any], data: Mapping[str, Path], 
         yield replace(dataset, **kept)
 
 
-def _words(data_sets: Iterable[str]) -> list[str]:
-    """The words that prompts use and a corpus might lack: label words and made-up labels."""
-    definitions = [definition for name in data_sets for definition in define_sets(name).values()]
-    return [word for each in definitions for words in (each.label_words, *each.made_up.values()) for word in words]
+def _words(spec: Mapping[str, Any], data: Mapping[str, Path]) -> Iterator[str]:
+    """Texts with every word that prompts use: those of all rows under both kinds of template, and all labels."""
+    for name, entry in spec["data_sets"].items():
+        splits = [load_split(data[entry["data"]], split) for split in ("train", "test")]
+        for dataset in load_sets(name, *splits, str(data[entry["data"]])):
+            for kind in TEMPLATE_KINDS:
+                for template in getattr(dataset, kind):
+                    yield from (template.fill(row) for row in (*dataset.pool, *dataset.test))
+            yield from dataset.label_words
+            for space in LABEL_SPACES:
+                yield from space_labels(space, len(dataset.label_words), dataset.made_up.get(space))
 
 
 def _cells(settings: Sequence[Mapping[str, Any]], model: str) -> tuple[Cell, ...]:

@@ -8,7 +8,8 @@ noise first, because the two steps that task learning needs are not found in noi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,17 @@ from reclaim.seeding import derive
 from reclaim.tokenization import train_tokenizer
 from reclaim.train import Recipe, train
 
+SPLITS = ("train", "test")
+"""Of a corpus: what is trained on, and what the loss is measured on afterwards."""
+
 Corpus = dict[str, torch.Tensor]
 """Token ids of the documents of each kind, int64 (documents, tokens)."""
 
 
-def word_tokenizer(spec: Mapping[str, Any], folders: Mapping[str, Path], words: Sequence[str]):
-    """A tokenizer with one token for each word of the corpora and each of `words` (label words, words of tasks)."""
-    texts = (text for phase in spec["phases"] for text in data.load_split(folders[phase["data"]], "train")["text"])
-    return train_tokenizer("gpt2", texts, words=words)
+def word_tokenizer(spec: Mapping[str, Any], folders: Mapping[str, Path], texts: Iterable[str]):
+    """A tokenizer with one token for each word of the corpora and of `texts`, those that prompts are made of."""
+    corpora = [data.load_split(folders[phase["data"]], split)["text"] for phase in spec["phases"] for split in SPLITS]
+    return train_tokenizer("gpt2", itertools.chain(texts, *corpora))
 
 
 def load_decoder(

@@ -7,7 +7,7 @@ holds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from reclaim.report import figures_mezo, figures_mlm_masking
+from reclaim.report import figures_mezo, figures_mlm_masking, figures_stm_unet
 from reclaim.report.cells import slug
 from reclaim.report.claim_view import VERDICTS, claim_view, forests, in_order, summary_groups
 from reclaim.report.figures import Exhibit
@@ -23,7 +23,7 @@ from reclaim.report.run_view import cost_table, run_facts
 from reclaim.report.system import System, SystemTables
 
 # The systems that have figures, in the order of the page. A paper that only the tables name shows its claims alone.
-SYSTEMS = (figures_mlm_masking.SYSTEM, figures_mezo.SYSTEM)
+SYSTEMS = (figures_mlm_masking.SYSTEM, figures_mezo.SYSTEM, figures_stm_unet.SYSTEM)
 
 
 def build_report(
@@ -33,6 +33,7 @@ def build_report(
     curves: pd.DataFrame,
     manifest: dict[str, Any],
     template_path: str | Path,
+    pictures: Mapping[str, Mapping[str, bytes]] | None = None,
     systems: Sequence[System] = SYSTEMS,
 ) -> str:
     """Give the whole page as text.
@@ -40,7 +41,7 @@ def build_report(
     `claims`, `metrics` and `costs` are the run's tables and may be empty. `curves` has the columns paper, experiment,
     variant, seed, step, measure, value, unit, one curve for each variant, seed and measure (`pretrain_loss`,
     `dev_score`). `manifest` is that of `provenance.run_manifest`, with `overlay` (name of the configuration) and
-    `started` (ISO 8601) where known; what is absent is said to be unknown.
+    `started` (ISO 8601) where known; what is absent is said to be unknown. `pictures`: paper -> name -> PNG bytes.
     """
     template_path = Path(template_path)
     environment = jinja2.Environment(
@@ -53,7 +54,8 @@ def build_report(
     views = [claim_view(row, metrics, costs, manifest) for row in in_order(claims, [system.key for system in systems])]
     sections = []
     for system in _all_systems(systems, claims, metrics):
-        tables = SystemTables(*(_of_paper(frame, system.key) for frame in (claims, metrics, costs, curves)))
+        frames = (_of_paper(frame, system.key) for frame in (claims, metrics, costs, curves))
+        tables = SystemTables(*frames, (pictures or {}).get(system.key, {}))
         sections.append(_section(system, views, tables))
     versions = sorted(manifest.get("versions", {}).items())
     page = environment.get_template(template_path.name).render(

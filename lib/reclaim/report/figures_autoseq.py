@@ -101,7 +101,13 @@ def _place(record: Record) -> tuple:
     keys, methods = record.keys, list(METHODS)
     trained = list(TRAINED).index(keys["trained"]) if keys["trained"] in TRAINED else len(TRAINED)
     method = methods.index(keys["method"]) if keys["method"] in methods else len(methods)
-    return min(trained, 1), str(keys.get("recipe", "")) if trained == 1 else "~", method, trained, str(sorted(keys.items()))
+    return (
+        min(trained, 1),
+        str(keys.get("recipe", "")) if trained == 1 else "~",
+        method,
+        trained,
+        str(sorted(keys.items())),
+    )
 
 
 def _labels(tables: SystemTables) -> Exhibit:
@@ -184,7 +190,10 @@ def _language(tables: SystemTables) -> Exhibit:
     rows = []
     for experiment in EXPERIMENTS:
         least = by_seed(tables.metric(experiment, "least_phrase_probability"))
-        ratio, loss = by_seed(tables.metric(experiment, "phrase_ratio")), by_seed(tables.metric(experiment, "pretrain_loss"))
+        ratio, loss = (
+            by_seed(tables.metric(experiment, "phrase_ratio")),
+            by_seed(tables.metric(experiment, "pretrain_loss")),
+        )
         rows += [
             (experiment, str(seed), fixed(least[seed], 3), number(ratio.get(seed, float("nan"))), fixed(loss[seed], 3))
             for seed in least
@@ -213,7 +222,9 @@ def _cost(tables: SystemTables) -> Exhibit:
         for method in ("autoseq", "autoword"):
             found = {}
             for name in ("candidates", "encoder_passes", "decoder_passes", "candidate_words", "one_word_candidates"):
-                records = [r for r in tables.metric(experiment, name) if _usual_search(r) and r.keys["method"] == method]
+                records = [
+                    r for r in tables.metric(experiment, name) if _usual_search(r) and r.keys["method"] == method
+                ]
                 found[name] = by_seed(records).values()
             seconds = where(tables.cost(experiment, "search_cpu_s"), method=method, contrast="sum", labels="true")
             if found["candidates"]:

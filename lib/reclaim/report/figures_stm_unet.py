@@ -292,8 +292,7 @@ def _learning(tables: SystemTables) -> Exhibit:
 def _pictures(tables: SystemTables) -> Exhibit:
     """The panel of the first seed: photographs, masks and predictions."""
     title = "Test images, masks and predictions"
-    pictures: Mapping[str, bytes] = getattr(tables, "pictures", {})
-    panels = [data for name, data in sorted(pictures.items()) if name.endswith("panel.png")]
+    panels = [data for name, data in sorted(tables.pictures.items()) if name.endswith("panel.png")]
     if not panels:
         return Exhibit("pictures", title, missing="the run kept no pictures")
     svg, columns = panel_svg(panels[0])

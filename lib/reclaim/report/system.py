@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -41,12 +41,16 @@ class Record:
 
 @dataclass(frozen=True)
 class SystemTables:
-    """The rows of one paper from the claims, metrics, costs and curves tables, as pandas frames."""
+    """The rows of one paper from the claims, metrics, costs and curves tables, as pandas frames, and its pictures.
+
+    `pictures`: PNG bytes by `experiment/job/file name`.
+    """
 
     claims: pd.DataFrame
     metrics: pd.DataFrame
     costs: pd.DataFrame
     curves: pd.DataFrame
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
 
     def metric(self, experiment: str, metric: str) -> list[Record]:
         """Give the metric's rows in one experiment."""

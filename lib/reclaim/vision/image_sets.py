@@ -135,6 +135,19 @@ def materialize(spec: Mapping[str, Any], out_dir: str | Path) -> None:
         write_json(info, folder / "dataset.json")
 
 
+def source_files(spec: Mapping[str, Any], place: str) -> list[str]:
+    """Paths of the user's own files ([] for other sources); raises InputError for one that is not there."""
+    if spec["source"] != "local":
+        return []
+    files: list[str] = []
+    for split, text in spec["files"].items():
+        path = expand_path(text, f"{place}.{split}")
+        if not path.exists():
+            raise InputError(f"{place}.{split}", f"no file or folder {path}", "images", "Correct the path.")
+        files += [str(path)] if path.is_file() else sorted(str(each) for each in path.rglob("*") if each.is_file())
+    return files
+
+
 def load_images(folder: str | Path, split: str) -> ImageSet:
     """Read one split of a canonical folder; raises InputError if it has none or is not one of images."""
     folder = Path(folder)

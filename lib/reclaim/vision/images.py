@@ -351,6 +351,11 @@ class FolderSource:
         return pairs
 
 
+def source_files(spec: Mapping[str, Any], place: str) -> list[str]:
+    """Paths of the user's own images and masks ([] for other sources); raises InputError for a folder that is not there."""
+    return [str(path) for path in FolderSource(spec, place).paths()] if spec["source"] == "local" else []
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Decoded images of one size: ids [n], images uint8 [n, height, width, 3], masks bool [n, height, width].
