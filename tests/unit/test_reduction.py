@@ -155,8 +155,8 @@ def test_a_holdout_run_has_the_rows_it_should(tmp_path):
     equal = values(outcome, method="plain_ae", dimension=2)["parameters"] / ours["parameters"]
     assert abs(equal - 1) <= 0.05  # so small a model has coarse widths; see below for those in use
     assert {(row["variant"]["method"], row["measure"]) for row in outcome["costs"]} >= {
-        ("pca", "cpu_s"),
-        ("pca", "wall_s"),
+        ("pca", "fit_cpu_s"),
+        ("pca", "fit_wall_s"),
     }
     losses = [
         row for row in outcome["curves"] if row["variant"] == {"data": "blobs", "method": "plain_ae", "dimension": 2}

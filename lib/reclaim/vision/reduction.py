@@ -218,7 +218,7 @@ def _run_arm(arm: Arm, split: Split, spec: Mapping[str, Any], seed: int, device:
     else:
         estimator, rate, losses = _fitted(arm, method, split, spec, seed, device)
         shown, codes = slice(None), estimator.transform(split.rows("test"))
-    seconds = {"wall_s": time.perf_counter() - started, "cpu_s": time.process_time() - cpu}
+    seconds = {"fit_wall_s": time.perf_counter() - started, "fit_cpu_s": time.process_time() - cpu}
     values = _recognition(arm, estimator, split, codes) if arm.training_images else {}
     if not arm.training_images:
         values = _code_values(
