@@ -38,7 +38,9 @@ def build(vocabulary: int, width: int, layers: int):
     return T5ForConditionalGeneration(config).eval()
 
 
-def official(model, prompts: list[list[int]], sentinels: Sentinels, constraints: Constraints, beam: int, max_length: int):
+def official(
+    model, prompts: list[list[int]], sentinels: Sentinels, constraints: Constraints, beam: int, max_length: int
+):
     """Beam search as the official tool does it: (ids, log-probability) best first, and the number of passes."""
     input_ids = torch.tensor(prompts)
     pool, passes = [((), 0.0, False)], 0
@@ -80,7 +82,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--max-length", type=int, default=20, help="the official constant; the loop runs two steps fewer")
+    parser.add_argument(
+        "--max-length", type=int, default=20, help="the official constant; the loop runs two steps fewer"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = train_tokenizer("t5", ["a few words ."], num_sentinels=5)

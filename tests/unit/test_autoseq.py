@@ -15,6 +15,7 @@ from reclaim.autoseq.search import (
     Candidate,
     Constraints,
     SearchSettings,
+    _top,
     combinations,
     contrast,
     label_sequences,
@@ -363,9 +364,8 @@ def test_pretraining_resumes_bit_for_bit_and_survives_saving(tokenizer, tmp_path
     state = tmp_path / "state"
     options = {"state_path": state, "run": "one", "save_seconds": 0}
     with pytest.raises(Killed):
-        pretrain_spans(
-            build_t5(tokenizer, CONFIG, seed=0), tokenizer, sentences, comments, recipe, seed=0, progress=stop, **options
-        )
+        killed = build_t5(tokenizer, CONFIG, seed=0)
+        pretrain_spans(killed, tokenizer, sentences, comments, recipe, seed=0, progress=stop, **options)
     resumed = build_t5(tokenizer, CONFIG, seed=0)
     pretrain_spans(resumed, tokenizer, sentences, comments, recipe, seed=0, **options)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
@@ -381,8 +381,6 @@ def test_pretraining_resumes_bit_for_bit_and_survives_saving(tokenizer, tmp_path
 
 
 def test_lower_ids_come_first_among_equals():
-    from reclaim.autoseq.search import _top
-
     log_q = torch.tensor([[0.0, 2.0, 1.0, 2.0, 1.0, 1.0], [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]])
     ids, values = _top(log_q, 4)
     assert ids.tolist() == [[1, 3, 2, 4], [0, 1, 2, 3]] and values[0].tolist() == [2.0, 2.0, 1.0, 1.0]

@@ -137,6 +137,7 @@ def test_test_labels_choose_nothing(data, outcome, tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"arms": [{"method": "autophrase"}]}, "autophrase"),
+        ({"arms": [{"method": "autoseq"}, {"method": "autoseq", "search": {"beam": 6}}]}, "each arm once"),
         ({"arms": [{"method": "autoseq", "trained": "full"}]}, "recipe"),
         ({"arms": [{"method": "autoseq", "labels": "wrong"}]}, "shuffled"),
         ({"arms": [{"method": "manual", "prompt": "curated"}]}, "curated"),

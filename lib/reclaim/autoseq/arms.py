@@ -76,7 +76,9 @@ class Result:
     labels: tuple[str, ...]
 
 
-def few_shot_rows(rule: Mapping[str, Any], labels: Sequence[int], seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+def few_shot_rows(
+    rule: Mapping[str, Any], labels: Sequence[int], seed: int, number: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Training and development rows of a split: `kshot` (official, by the seed itself) or `per_class` (by derived seeds).
 
     `in_place`: the official rule of CoLA and SuperGLUE, where a split depends on the seeds that ran before.
@@ -100,7 +102,9 @@ def encode_rows(tokenizer, task: Task, form: str, rows: pd.DataFrame) -> list[Pr
     limits = {} if form == "generation" else keys.get("limits", {})
     sentinel = not form.startswith("fine_tuning")
     sentences = rows[list(task.sentences)].to_numpy().tolist()
-    return [encode_prompt(tokenizer, keys["template"], texts, **limits, require_sentinel=sentinel) for texts in sentences]
+    return [
+        encode_prompt(tokenizer, keys["template"], texts, **limits, require_sentinel=sentinel) for texts in sentences
+    ]
 
 
 def _draw(arm: Mapping[str, Any]) -> int | None:
@@ -157,13 +161,13 @@ class Split:
         if method == "random_words":
             return self.tuned(form, self._random_words(), arm)
         found = self.search(arm)
-        candidates = [tuple(combination[y] for y in range(len(self.task.classes))) for combination in found.combinations]
+        candidates = [
+            tuple(combination[y] for y in range(len(self.task.classes))) for combination in found.combinations
+        ]
         if arm.get("selection", "first") == "first":
             return self.tuned(form, candidates[0], arm)
         reranking = {**arm, "trained": "full", "recipe": self.spec["rerank_recipe"]}
-        scored = [
-            (i, self.tuned(form, labels, reranking).dev_accuracy) for i, labels in enumerate(candidates)
-        ]
+        scored = [(i, self.tuned(form, labels, reranking).dev_accuracy) for i, labels in enumerate(candidates)]
         return self.tuned(form, candidates[rank_by_dev(scored)[0]], arm)
 
     def search(self, arm: Mapping[str, Any]) -> SearchResult:
@@ -178,11 +182,11 @@ class Split:
             }
             for y, rows in by_class.items():
                 if not rows:
-                    raise InputError(f"{self.task.name}, class {self.task.classes[y]!r}", "no training row", "at least one")
+                    raise InputError(
+                        f"{self.task.name}, class {self.task.classes[y]!r}", "no training row", "at least one"
+                    )
             started = time.process_time()
-            self._searches[key] = search(
-                self.models.searched, self.models.tokenizer, by_class, settings, words=words
-            )
+            self._searches[key] = search(self.models.searched, self.models.tokenizer, by_class, settings, words=words)
             spent = time.process_time() - started
             self.costs.append((self.variant({**arm, "selection": "first"}), "search_cpu_s", spent, "s"))
         return self._searches[key]
@@ -200,9 +204,7 @@ class Split:
             [*text_ids(tokenizer, text), tokenizer.eos_token_id] if plain else target_ids(tokenizer, text, terminator)
             for text in labels
         ]
-        sets = {
-            part: Examples(self.prompts(form, part), self._labels(part, arm), targets) for part in ("train", "dev")
-        }
+        sets = {part: Examples(self.prompts(form, part), self._labels(part, arm), targets) for part in ("train", "dev")}
         test = self.prompts(form, "test")
 
         def predict(model, prompts: Sequence[Prompt]) -> np.ndarray:

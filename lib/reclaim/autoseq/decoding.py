@@ -148,7 +148,9 @@ class ClassDecoder:
         def repeated(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.expand(len(tokens), *tensor.shape).flatten(0, 1)
 
-        own = DynamicCache([(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in state.layers] if state else None)
+        own = DynamicCache(
+            [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in state.layers] if state else None
+        )
         cross = DynamicCache([(repeated(keys), repeated(values)) for keys, values in self._cross])
         output = self.model.get_decoder()(
             input_ids=tokens.repeat_interleave(self.examples, 0),

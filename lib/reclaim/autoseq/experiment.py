@@ -77,7 +77,8 @@ def run(
     for place, (entry, task, number) in enumerate(progress(units)):
         files.append(state_dir / f"split-{key}-{place}.json")
         if not files[-1].exists():
-            write_json(_run_split(Split(task, models, spec, seed, number), spec["arms"], entry.get("metrics")), files[-1])
+            split = Split(task, models, spec, seed, number)
+            write_json(_run_split(split, spec["arms"], entry.get("metrics")), files[-1])
         done = read_json(files[-1])
         for kind in KINDS:
             outcome[kind] += done.get(kind, [])
@@ -109,7 +110,8 @@ def _task(entry: Mapping[str, Any], data: Mapping[str, Path]) -> Task:
 def _models(spec, seed: int, data, device, folder: Path, run: str) -> tuple[Models, dict[str, list]]:
     outcome: dict[str, list] = {kind: [] for kind in KINDS}
     if ("models" in spec) == ("corpus" in spec):
-        raise InputError("autoseq experiment", "both or neither", "`models`, or `corpus` with `model` and `pretraining`")
+        expected = "`models`, or `corpus` with `model` and `pretraining`"
+        raise InputError("autoseq experiment", "both or neither", expected)
     if "models" in spec:
         folders = [data[spec["models"][role]] for role in ("search", "tuning")]
         searched = load_t5(folders[0]).to(device)
@@ -130,7 +132,9 @@ def _pretrain(spec, seed: int, data, device, folder: Path, run: str) -> None:
     texts = [corpus["text"]]
     options = {"num_sentinels": NUM_SENTINELS, "vocab_size": spec.get("vocab_size")}
     if "vocab_size" not in spec:  # one token a word: of the tasks and of the prompts, too
-        texts += [load_split(data[entry["data"]], part)["text"] for entry in spec["tasks"] for part in ("train", "test")]
+        texts += [
+            load_split(data[entry["data"]], part)["text"] for entry in spec["tasks"] for part in ("train", "test")
+        ]
         options["words"] = [word for entry in spec["tasks"] for word in _prompt_words(entry["prompts"])]
     tokenizer = train_tokenizer("t5", [text for part in texts for text in part], **options)
     settings = dict(spec["pretraining"])
@@ -142,13 +146,17 @@ def _pretrain(spec, seed: int, data, device, folder: Path, run: str) -> None:
     parts = (corpus["sentence"], corpus["comment"]) if "comment" in corpus else (corpus["text"], None)
     history = pretrain_spans(model, tokenizer, *parts, recipe, seed=seed, state_path=state, run=run, **extra)
     variant = {"corpus": spec["corpus"], "steps": recipe.num_train_steps}
+
+    def row(metric: str, value: float, n: int, unit: str) -> dict[str, Any]:
+        return {"variant": variant, "metric": metric, "value": value, "n": n, "unit": unit}
+
     spent = {"pretrain_wall_s": time.perf_counter() - started, "pretrain_cpu_s": time.process_time() - cpu}
     last, size = history.loss[-20:], sum(parameter.numel() for parameter in model.parameters())
     step = max(1, recipe.num_train_steps // 100)
     record = {
         "metrics": [
-            {"variant": variant, "metric": "pretrain_loss", "value": float(np.mean(last)), "n": len(last), "unit": "nats"},
-            {"variant": variant, "metric": "parameters", "value": float(size), "n": 1, "unit": "count"},
+            row("pretrain_loss", float(np.mean(last)), len(last), "nats"),
+            row("parameters", float(size), 1, "count"),
         ],
         "curves": [
             {"variant": variant, "step": i + 1, "measure": "pretrain_loss", "value": value, "unit": "nats"}
@@ -209,6 +217,10 @@ def _run_split(split: Split, arms: Sequence[Mapping[str, Any]], official: str | 
     def add(variant: dict, metric: str, value: float, n: int, unit: str) -> None:
         metrics.append({"variant": variant, "metric": metric, "value": float(value), "n": n, "unit": unit})
 
+    names = [json.dumps(split.variant(arm), sort_keys=True) for arm in arms]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise InputError(f"arms.{place}", f"the settings of arm {names.index(name)}", "each arm once")
     for arm in arms:
         variant, result = split.variant(arm), split.run(arm)
         right = result.predicted == labels
@@ -224,7 +236,9 @@ def _run_split(split: Split, arms: Sequence[Mapping[str, Any]], official: str | 
         ]
         for name, text in zip(split.task.classes, result.labels, strict=True):
             add({**variant, "class": name, "text": text}, "label_used", 1.0, 1, "count")
-        search_key = json.dumps({k: v for k, v in variant.items() if k not in ("trained", "recipe", "steps", "selection")})
+        search_key = json.dumps(
+            {k: v for k, v in variant.items() if k not in ("trained", "recipe", "steps", "selection")}
+        )
         if arm["method"] in ("autoseq", "autoword") and search_key not in listed:
             listed.add(search_key)
             metrics += _search_rows(split, arm, json.loads(search_key))
@@ -255,5 +269,7 @@ def _search_rows(split: Split, arm: Mapping[str, Any], variant: dict) -> list[di
     for row in found.candidates[found.candidates["rank"] < LISTED].to_dict("records"):
         keys = {**variant, "class": split.task.classes[row["class"]], "text": row["text"], "rank": int(row["rank"])}
         for name in ("own", "others", "score"):
-            rows.append({"variant": keys, "metric": f"candidate_{name}", "value": float(row[name]), "n": 1, "unit": "1"})
+            rows.append(
+                {"variant": keys, "metric": f"candidate_{name}", "value": float(row[name]), "n": 1, "unit": "1"}
+            )
     return rows

@@ -29,7 +29,9 @@ from reclaim.errors import InputError
 from reclaim.prompting.tokens import text_ids
 
 # Of T5's vocabulary, as the official code lists them: never generated, and never two in a row.
-T5_BANNED = (2, 3, 96, 137, 233, 535, 1141, 1280, 1820, 2824, 4275, 4609, 4720, 7067, 9374, 10011, 14125, 16463, 19794, 22354)
+T5_BANNED = (
+    2, 3, 96, 137, 233, 535, 1141, 1280, 1820, 2824, 4275, 4609, 4720, 7067, 9374, 10011, 14125, 16463, 19794, 22354,
+)  # fmt: skip
 T5_PUNCTUATION = (
     5, 6, 10, 18, 31, 41, 55, 58, 61, 105, 117, 121, 153, 1239, 1603, 3155, 3158, 4697, 4819, 6810, 8546, 8665, 10769,
     12887, 20462,
@@ -226,7 +228,8 @@ def contrast(
     the largest for `max`; `log_ratio`: log p_own - log sum_o p_o; `none`: p_own alone.
     """
     known = {
-        y: {key_of(candidate): candidate.probability for candidate in reversed(found)} for y, found in candidates.items()
+        y: {key_of(candidate): candidate.probability for candidate in reversed(found)}
+        for y, found in candidates.items()
     }
     ranked = {}
     for y, found in candidates.items():

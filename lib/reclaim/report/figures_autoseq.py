@@ -122,12 +122,9 @@ def _labels(tables: SystemTables) -> Exhibit:
             if record.keys["rank"] < LABEL_ROWS:
                 values = (own[_text_key(record)], others[_text_key(record)], record.value)
                 rows.append(_label_row(experiment, record, str(record.seed), [number(value) for value in values]))
-        by_hand = [
-            record
-            for record in where(tables.metric(experiment, "label_used"), method="manual", trained="none", split=0)
-            if record.seed == min(r.seed for r in tables.metric(experiment, "label_used"))
-        ]
-        rows += [_label_row(experiment, record, "all", ["", "", ""]) for record in by_hand]
+        by_hand = where(tables.metric(experiment, "label_used"), method="manual", trained="none", split=0)
+        # The same for every seed.
+        rows += [_label_row(experiment, r, "all", ["", "", ""]) for r in by_hand if r.seed == by_hand[0].seed]
     if not rows:
         return Exhibit("labels", title, missing="no experiment with a search was chosen")
     return Exhibit(
