@@ -24,7 +24,9 @@ from reclaim.icl.prompts import (
 from reclaim.tokenization import train_tokenizer
 from reclaim.world.lexicon import MADE_UP_LABELS, MADE_UP_TASK, NATURAL_TASKS
 
-SENTENCES = [f"{word} {verb}" for word in "rain snow wind sun fog hail".split() for verb in "falls stops starts".split()]
+SENTENCES = [
+    f"{word} {verb}" for word in "rain snow wind sun fog hail".split() for verb in "falls stops starts".split()
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,9 @@ def test_minimal_templates_do_not_name_the_task():
         for definition in define_sets(name).values():
             row = {"text": "x", "text_pair": "y", "task": "T"}
             filled = " ".join(template.fill(row) for template in definition.minimal)
-            assert not any(word in filled for word in ("sentiment", "hate", "topic", "True", "T", *definition.label_words))
+            assert not any(
+                word in filled for word in ("sentiment", "hate", "topic", "True", "T", *definition.label_words)
+            )
 
 
 def test_the_world_s_templates_and_labels_are_those_of_its_lexicon():

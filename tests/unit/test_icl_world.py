@@ -11,7 +11,9 @@ from reclaim.errors import InputError
 from reclaim.world import episodes, generators
 from reclaim.world.lexicon import EPISODE_NEUTRAL, EPISODE_WORDS, MADE_UP_LABELS, MADE_UP_TASK, NATURAL_TASKS
 
-TOPIC = {word: (task, label) for task, topics in NATURAL_TASKS.items() for label, ws in topics.items() for word in ws.split()}
+TOPIC = {
+    word: (task, label) for task, topics in NATURAL_TASKS.items() for label, ws in topics.items() for word in ws.split()
+}
 CORPUS = episodes.generate_corpus({"train": 2000}, 0)["train"]
 NOISY = episodes.generate_corpus({"train": 1000}, 0, num_examples=17, swap=0.15, blank=0.2)["train"]
 
@@ -74,7 +76,9 @@ def test_topics_are_bursty():
 
 
 def test_noise_comes_from_the_other_class_and_from_neutral_words():
-    words = [(example[3], word) for document in documents(NOISY, "episode") for example in document for word in example[1:3]]
+    words = [
+        (example[3], word) for document in documents(NOISY, "episode") for example in document for word in example[1:3]
+    ]
     assert all(len(document) == 17 for document in documents(NOISY, "episode"))
     neutral = np.mean([word in EPISODE_NEUTRAL for _, word in words])
     assert abs(neutral - 0.2) < 0.01
