@@ -157,7 +157,8 @@ def fit(
     if trained == "lora":
         tuned = add_lora(tuned, seed=derive(seed, "lora"))
     elif trained == "prompt":
-        tuned = SoftPromptModel(tuned, examples.prompts[0])
+        # Truncation may have cut literal words off some of the prompts.
+        tuned = SoftPromptModel(tuned, max(examples.prompts, key=lambda prompt: len(prompt.literals)))
     rows_per_step = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
     take = epoch_batches(len(examples.prompts), rows_per_step, derive(seed, "tuning"))
 
