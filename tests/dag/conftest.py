@@ -20,6 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COPIED = (
     "Snakefile",
+    "pyproject.toml",
     "config.yaml",
     "claims.yaml",
     "config",

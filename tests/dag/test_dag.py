@@ -21,6 +21,7 @@ def test_an_edit_of_a_method_reruns_its_own_jobs_and_what_follows(workflow, edit
     }
     assert {output.rsplit("/", 1)[0] for output in jobs["finetune_mezo"]} == made
     assert all("/evaluate/mezo/" in output for output in jobs["evaluate"])
+    assert all("/measure/mezo/" in output for output in jobs["measure"])
 
 
 @pytest.mark.parametrize(
@@ -37,11 +38,11 @@ def test_an_edit_of_a_comment_or_docstring_reruns_nothing(workflow, edit, change
     assert workflow.planned() == {}
 
 
-def test_an_edit_of_a_script_reruns_its_rule(workflow, edit):
-    edit(
-        "scripts/measure_trajectory.py", lambda text: text.replace('{"metrics":', '{"metrics" :  ', 1) + "\nDONE = 1\n"
-    )
-    assert set(workflow.planned()) == {"measure_trajectory"} | ENDS
+def test_an_edit_of_a_script_reruns_its_jobs(workflow, edit):
+    edit("scripts/measure_trajectory.py", lambda text: text + "\nDONE = 1\n")
+    jobs = workflow.planned()
+    assert set(jobs) == {"measure"} | ENDS
+    assert jobs["measure"] == {"results/smoke/measure/mezo/trajectory/trajectory.s11"}
 
 
 def test_a_new_seed_adds_only_its_own_jobs(workflow, edit):

@@ -128,7 +128,9 @@ def check_search(path: Path) -> int:
             by_class[label] = [row["text"] for row in case["train"] if row["label"] == label]
         inputs = {label: _prompts(path, template, rows) for label, rows in by_class.items()}
         words = case["kind"] == "words"
-        settings = SearchSettings(beam=case["beam"], num_combinations=len(case["combinations"]))
+        # The official tool lets 20 candidates a class enter, of TREC 10.
+        per_class = 10 if case["task"].lower() == "trec" else 20
+        settings = SearchSettings(beam=case["beam"], per_class=per_class, num_combinations=len(case["combinations"]))
         result = search(
             _model(path.parent, case["model"]), _tokenizer(path.parent), inputs, settings,
             words=words, constraints=Constraints.official(),

@@ -40,7 +40,10 @@ OFFICIAL_SEEDS = (100, 13, 21, 42, 87)
 
 @dataclass(frozen=True)
 class Task:
-    """A task's name, classes (names as the prompts have them), prompts, columns of its sentences, and test rows."""
+    """A task's name, classes (names as the prompts have them), prompts, columns of its sentences, and rows.
+
+    `search` changes settings of the search for this task (TREC: 10 candidates a class enter combinations, not 20).
+    """
 
     name: str
     classes: Sequence[str]
@@ -48,6 +51,7 @@ class Task:
     sentences: Sequence[str]
     train: pd.DataFrame
     test: pd.DataFrame
+    search: Mapping[str, Any]
 
     def form(self, name: str) -> Mapping[str, Any]:
         """The keys of one form of the prompt."""
@@ -122,7 +126,7 @@ class Split:
         self.seed = derive(seed, task.name, number)
         rows, dev_rows = few_shot_rows(spec["few_shot"], task.train["label"].tolist(), seed, number)
         self._rows = {"train": task.train.iloc[rows], "dev": task.train.iloc[dev_rows], "test": task.test}
-        self.settings = SearchSettings(**spec["search"])
+        self.settings = SearchSettings(**{**spec["search"], **task.search})
         self.costs: list[tuple[dict, str, float, str]] = []
         self._searches: dict[Any, SearchResult] = {}
         self._results: dict[Any, Result] = {}

@@ -53,7 +53,7 @@ def run(
     """Run all arms of an AutoSeq experiment at one seed: rows of metrics, items, curves and costs.
 
     spec: `tasks` (each with `data`, `prompts`: the name of a task of templates/autoseq.yaml or its forms; optional `name`,
-    `classes`, `sentences`, `metrics`, `test_rows`), `few_shot` (`sampling`, `k`, `sets`, `dev`, `in_place`), `search`
+    `classes`, `sentences`, `metrics`, `test_rows`, `search`), `few_shot` (`sampling`, `k`, `sets`, `dev`, `in_place`), `search`
     (`SearchSettings`), `recipes` (of `train.Recipe`; `learning_rate` and `per_device_train_batch_size` may be lists, with
     `eval_steps`), `rerank_recipe`, `arms`, and either `corpus`, `model`, `pretraining` (one token a word, or `vocab_size`)
     or `models` (`search`, `tuning`).
@@ -101,7 +101,8 @@ def _task(entry: Mapping[str, Any], data: Mapping[str, Path]) -> Task:
     classes = [str(name) for name in entry.get("classes", info["label_names"])]
     if len(classes) != len(info["label_names"]):
         raise InputError(f"{place}: classes", f"{len(classes)} classes", f"one for each of {info['label_names']}")
-    return Task(entry.get("name", entry["data"]), classes, entry["prompts"], sentences, train, test)
+    name, changes = entry.get("name", entry["data"]), entry.get("search", {})
+    return Task(name, classes, entry["prompts"], sentences, train, test, changes)
 
 
 # --------------------------------------------------------------------------------------------------------------- models
