@@ -79,6 +79,7 @@ class ClassDecoder:
                 encoded.append(output.last_hidden_state)
                 self.encoder_calls += 1
             self._encoded = torch.cat(encoded)
+            self._repeated: tuple | None = None
             self._cross: list[tuple[torch.Tensor, torch.Tensor]] = []
             self._start_log_q, self._start_state = self._start()
 
@@ -93,11 +94,13 @@ class ClassDecoder:
     def extend(self, state: DecoderState, tokens: torch.Tensor) -> tuple[torch.Tensor, DecoderState]:
         """Append a token to each hypothesis of `state`: log q of the next one, (hypotheses, vocabulary), and the new state."""
         log_q, parts = [], []
-        with evaluating(self.model):
+        with self._evaluating():
             for rows in self._chunks(len(tokens)):
                 hidden, layers = self._decode(tokens[rows, None], state[rows])
                 log_q.append(self._log_q(hidden[:, :, -1]))
                 parts.append(layers)
+        if len(parts) == 1:
+            return log_q[0], DecoderState(parts[0])
         joined = [tuple(map(torch.cat, zip(*layer, strict=True))) for layer in zip(*parts, strict=True)]
         return torch.cat(log_q), DecoderState(joined)
 
@@ -106,7 +109,7 @@ class ClassDecoder:
         values = np.zeros(len(targets))
         order = sorted(range(len(targets)), key=lambda i: len(targets[i]), reverse=True)
         start = self.model.config.decoder_start_token_id
-        with evaluating(self.model):
+        with self._evaluating():
             for rows in self._chunks(len(targets), max((len(target) for target in targets), default=1)):
                 chosen = [order[i] for i in rows.tolist()]
                 ids, mask = pad_right([targets[i] for i in chosen], 0, self.model.device)
@@ -114,9 +117,18 @@ class ClassDecoder:
                 hidden, _ = self._decode(inputs, None)
                 log_q = self._log_q(hidden).gather(-1, ids[..., None])[..., 0]
                 values[chosen] = (log_q.double() * mask).sum(1).cpu().numpy()
+        self.release()
         return values
 
+    def release(self) -> None:
+        """Free what is kept between steps; it is made again when it is needed."""
+        self._repeated = None
+
     # ------------------------------------------------------------------------------------------------------- internals
+
+    def _evaluating(self):
+        """As `evaluating`; a model that is not in train mode need not be walked through at every step."""
+        return evaluating(self.model) if self.model.training else torch.no_grad()
 
     def _start(self) -> tuple[torch.Tensor, DecoderState]:
         """Decode the start token once for each example, which gives the keys and values of cross-attention."""
@@ -144,20 +156,16 @@ class ClassDecoder:
         from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
         shape = (len(tokens), self.examples)
-
-        def repeated(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.expand(len(tokens), *tensor.shape).flatten(0, 1)
-
+        mask, cross = self._repeat(len(tokens))
         own = DynamicCache(
             [(keys.flatten(0, 1), values.flatten(0, 1)) for keys, values in state.layers] if state else None
         )
-        cross = DynamicCache([(repeated(keys), repeated(values)) for keys, values in self._cross])
         output = self.model.get_decoder()(
             input_ids=tokens.repeat_interleave(self.examples, 0),
             # Not read, as the cross-attention cache is full; it only says how long the inputs are.
             encoder_hidden_states=self._encoded[:1].expand(shape[0] * shape[1], -1, -1),
-            encoder_attention_mask=repeated(self._mask),
-            past_key_values=EncoderDecoderCache(own, cross),
+            encoder_attention_mask=mask,
+            past_key_values=EncoderDecoderCache(own, DynamicCache(cross)),
             use_cache=True,
         )
         self.decoder_calls += 1
@@ -166,6 +174,18 @@ class ClassDecoder:
             for layer in output.past_key_values.self_attention_cache.layers
         ]
         return output.last_hidden_state.unflatten(0, shape), layers
+
+    def _repeat(self, hypotheses: int) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """The examples' mask and cross-attention keys and values for each hypothesis; kept, as steps are often as wide."""
+        if self._repeated is None or self._repeated[0] != hypotheses:
+            self._repeated = None  # before the new one is made
+
+            def repeated(tensor: torch.Tensor) -> torch.Tensor:
+                return tensor.expand(hypotheses, *tensor.shape).flatten(0, 1)
+
+            cross = [(repeated(keys), repeated(values)) for keys, values in self._cross]
+            self._repeated = (hypotheses, repeated(self._mask), cross)
+        return self._repeated[1:]
 
     def _log_q(self, hidden: torch.Tensor) -> torch.Tensor:
         """Pool hidden states (hypotheses, examples, ..., width) over the examples: log q (hypotheses, ..., vocabulary)."""

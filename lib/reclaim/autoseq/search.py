@@ -173,6 +173,7 @@ def label_sequences(
             device = log_q.device
             state = state[torch.tensor(parents, device=device)]
             log_q, state = decoder.extend(state, torch.tensor(next_tokens, device=device))
+    decoder.release()
     shown = (sentinels.first, *finishers)
     return [Candidate(ids, tokens_text(tokenizer, ids, shown), math.exp(score)) for ids, score, _ in pool]
 
