@@ -111,6 +111,7 @@ def _place(record: Record) -> tuple:
         str(keys.get("recipe", "")) if trained == 1 else "~",
         method,
         trained,
+        sum(keys.get(key, usual) != usual for key, usual, _ in USUAL),
         str(sorted(keys.items())),
     )
 
