@@ -151,6 +151,8 @@ def test_two_runs_give_the_same_tables(clone):
         run(folder, RECLAIM_PRELOAD="1")
         tables.append([digests(folder / "results/test" / f"{name}.parquet") for name in ("metrics", "items", "curves")])
     assert tables[0] == tables[1]
+    run(folder, "--report", "all.html")
+    assert (folder / "all.html").stat().st_size > 100_000
 
 
 def test_a_second_clone_takes_pre_training_from_the_cache(clone, tmp_path):

@@ -175,8 +175,7 @@ def _prepare(spec, model, tokenizer, dataset: IclSet, cells: Sequence[Cell], see
 
 def _predict(spec, model, tokenizer, prepared: Prepared, progress) -> pd.DataFrame:
     """The table of a model on prepared prompts, with unconstrained answers in some rows."""
-    options = {"scorer": spec["scorers"][0], "batch_tokens": spec.get("batch_tokens", 8192)}
-    table = score(model, prepared, progress=progress, **options)
+    table = score(model, prepared, scorer=spec["scorers"][0], batch_tokens=spec.get("batch_tokens"), progress=progress)
     return table.assign(free_answer=_free_answers(model, tokenizer, prepared, spec["free_rows"]))
 
 

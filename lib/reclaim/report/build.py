@@ -15,7 +15,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from reclaim.report import figures_mezo, figures_mlm_masking, figures_stm_unet, figures_transformer_dr
+from reclaim.report import figures_autoseq, figures_mezo, figures_mlm_masking, figures_stm_unet, figures_transformer_dr
 from reclaim.report.cells import slug
 from reclaim.report.claim_view import VERDICTS, claim_view, forests, in_order, summary_groups
 from reclaim.report.figures import Exhibit
@@ -23,7 +23,13 @@ from reclaim.report.run_view import cost_table, run_facts
 from reclaim.report.system import System, SystemTables
 
 # The systems that have figures, in the order of the page. A paper that only the tables name shows its claims alone.
-SYSTEMS = (figures_mlm_masking.SYSTEM, figures_mezo.SYSTEM, figures_stm_unet.SYSTEM, figures_transformer_dr.SYSTEM)
+SYSTEMS = (
+    figures_mlm_masking.SYSTEM,
+    figures_mezo.SYSTEM,
+    figures_autoseq.SYSTEM,
+    figures_stm_unet.SYSTEM,
+    figures_transformer_dr.SYSTEM,
+)
 
 
 def build_report(
