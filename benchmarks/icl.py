@@ -1,9 +1,10 @@
 """In-context prompts scored in one room against the two usual ways: `generate` with 4 beams for each prompt, as the
 official code of the in-context study does it, and one forward pass for each label word.
 
-The same prompts for all three, over a model with random weights: 32 demonstrations alone, of two and of four classes, and
-the study's grid of 8, 16 and 32 demonstrations under GOLD, RANDOM and ABSTRACT. Prints CPU seconds, ratios to ours and whether the answers are
-equal; exits with status 1 if an answer differs, or if four beams take less than 3 times as long.
+The same prompts for all three, over a model with random weights: 32 demonstrations alone, of two and of four classes,
+and the study's grid of 8, 16 and 32 demonstrations under GOLD, RANDOM and ABSTRACT. Prints CPU seconds, ratios to ours
+and whether the answers are equal; exits with status 1 if an answer differs, or if four beams take less than 3 times as
+long.
 """
 
 from __future__ import annotations
@@ -113,11 +114,9 @@ def main() -> int:
         ("GOLD, 32", "tweet_eval_emotion", [Cell("gold", 32)]),
         ("grid of 9", "sst2", nested),
     ]
-    print(
-        f"{'cells':>10} {'classes':>7} {'prompts':>8} {'tokens':>7} {'ours, s':>8} {'4 beams':>8} {'ratio':>6} {'per label':>10} ",
-        end="",
-    )
-    print(f"{'ratio':>6} answers")
+    columns = ("cells", 10), ("classes", 8), ("prompts", 8), ("tokens", 7), ("ours, s", 8), ("4 beams", 8), ("ratio", 6)
+    columns += ("per label", 10), ("ratio", 6)
+    print(*(f"{title:>{width}}" for title, width in columns), "answers")
     good = True
     for label, name, cells in grids:
         dataset = sets[name]
@@ -127,11 +126,11 @@ def main() -> int:
         passes, by_passes = timed(one_pass_per_label, model, prepared)
         equal = answers == by_beams == by_passes
         good &= equal and beams / seconds >= GOAL
-        print(
-            f"{label:>10} {len(dataset.label_words):7} {len(answers):8} {np.mean([len(c) for c in prepared.contexts]):7.0f} {seconds:8.2f} "
-            f"{beams:8.2f} {beams / seconds:6.1f} {passes:10.2f} {passes / seconds:6.1f} {'equal' if equal else 'DIFFER'}",
-            flush=True,
-        )
+        tokens = np.mean([len(context) for context in prepared.contexts])
+        values = [label, len(dataset.label_words), len(answers), f"{tokens:.0f}", f"{seconds:.2f}"]
+        values += [f"{beams:.2f}", f"{beams / seconds:.1f}", f"{passes:.2f}", f"{passes / seconds:.1f}"]
+        cells_of_line = (f"{value:>{width}}" for value, (_, width) in zip(values, columns, strict=True))
+        print(*cells_of_line, "equal" if equal else "DIFFER", flush=True)
     return 0 if good else 1
 
 
