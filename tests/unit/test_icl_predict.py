@@ -143,3 +143,10 @@ def test_a_model_with_few_positions_gets_prompts_that_fit(tokenizer, dataset):
         run_icl(small, tokenizer, dataset, Cell("gold", 30), 0)
     table = run_icl(small, tokenizer, dataset, Cell("gold", 30), 0, degenerate="note")
     assert (table["num_tokens"] <= 48).all() and (table["num_kept"] < 30).all()
+
+
+def test_a_token_that_the_model_lacks_is_refused(model, tokenizer, dataset):
+    prepared = prepare(tokenizer, dataset, CELLS[:1], seed=0)
+    prepared.contexts[0] = [*prepared.contexts[0], len(tokenizer)]
+    with pytest.raises(InputError, match="those of the model"):
+        score(model, prepared)

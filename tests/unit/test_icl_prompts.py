@@ -69,8 +69,15 @@ def test_the_world_s_templates_and_labels_are_those_of_its_lexicon():
         task: list(topics) for task, topics in NATURAL_TASKS.items()
     }
     kind = sets["kind"]
-    assert kind.template("natural", 1).fill({"text": "dog oak", "task": "kind"}) == "kind dog oak"
-    assert kind.template("minimal", 1).fill({"text": "dog oak", "task": "kind"}) == f"{MADE_UP_TASK} dog oak"
+    row = {"text": "dog oak", "task": "kind"}
+    filled = kind.template("natural", 1).fill(row)
+    # Both forms of a prompt are the same here.
+    for prompt in (
+        join_prompt(" ", [(filled, "animal")], filled),
+        join_official(" ", [(filled, "animal")], filled).strip(),
+    ):
+        assert prompt == "kind dog oak animal kind dog oak"
+    assert kind.template("minimal", 1).fill(row).strip() == f"{MADE_UP_TASK} dog oak"
     assert set(kind.made_up["letter"]) == {label for label in MADE_UP_LABELS if label.isalpha()}
 
 

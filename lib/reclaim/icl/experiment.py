@@ -32,6 +32,7 @@ from reclaim.icl.pretrain import load_decoder, word_tokenizer
 from reclaim.icl.prompts import TEMPLATE_KINDS, IclSet, load_sets
 from reclaim.io import read_json, write_json, write_parquet
 from reclaim.models import load, load_tokenizer
+from reclaim.provenance import fingerprint
 from reclaim.seeding import derive
 
 CURVE_EVERY = 10
@@ -51,10 +52,14 @@ def run(
 ) -> dict[str, pd.DataFrame]:
     """Run the experiment at one seed; gives the frames `metrics`, `curves`, `costs` and `predictions`.
 
+    `spec`: `data_sets` (name in the template files -> `data`, and how many `rows` and `pool_rows` to sample), `models` (name ->
+    `source`, `family`, `size`, and `config` and `documents` of those from scratch or `dtype` of others), `pretraining` (see
+    `icl.pretrain`), `settings` (keys of `Cell`, lists for several; `models` for some models only), `scorers` (the first one
+    predicts), `free_rows` (prompts of a data set and label space that are also answered freely), `degenerate`, `batch_tokens`.
     `data` has the folder of each data set by its name, and of each model that is not made here by the model's. Finished
-    models and tables stay in `state_dir`, from which a run that was stopped goes on; it should belong to one state of the
-    code. All but `costs` (seconds) depends on spec, data, seed and code only. `predictions` is the table of
-    `reclaim.icl.predict` with the model's name: any metric can be made from it.
+    models and tables stay in `state_dir`, from which a run that was stopped goes on. All but `costs` (seconds) depends on
+    spec, data, seed and code only. `predictions` is the table of `reclaim.icl.predict` with the model's name: any metric
+    can be made from it.
 
     Raises `InputError` for what `prepare` stops at, and for data that does not fit the spec.
     """
@@ -113,11 +118,11 @@ def run(
 
 
 def _begin(state_dir: Path, spec: Mapping[str, Any], seed: int, data: Mapping[str, Path]) -> None:
-    """Make the state folder, and empty one that belongs to another spec, seed or data."""
+    """Make the state folder, and empty one that belongs to another spec, seed, data or state of the code."""
     state_dir.mkdir(parents=True, exist_ok=True)
     infos = {name: Path(folder) / "dataset.json" for name, folder in data.items()}
     sources = {name: read_json(info)["sha256"] if info.exists() else str(info.parent) for name, info in infos.items()}
-    identity = {"spec": spec, "seed": seed, "data": sources}
+    identity = {"spec": spec, "seed": seed, "data": sources, "code": fingerprint(__name__)}
     path = state_dir / "identity.json"
     if path.exists() and read_json(path) == identity:
         return

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from reclaim.errors import InputError
 from reclaim.icl.metrics import predictions
 from reclaim.icl.prepare import OFFICIAL_LIMIT, Cell, Prepared, prepare
 from reclaim.icl.prompts import IclSet, clean_answer
@@ -70,7 +71,16 @@ def score(
 
     Added columns: `logprob_word` and `logprob_last`, one number a class in nats (sum over the word's tokens; last token
     at the prompt's end); `scorer`; `prediction`, its best label word, of the first class where two are equal.
+
+    Raises `InputError` for a token that the model does not have.
     """
+    known = model.get_input_embeddings().weight.shape[0]
+    highest = max(
+        (max(tokens) for tokens in (*prepared.contexts, *(w for ws in prepared.words for w in ws))), default=0
+    )
+    if highest >= known:
+        raise InputError("prompts", f"the token {highest}", f"tokens below {known}, those of the model", "Texts that a "
+                         "tokenizer was not made for, or the tokenizer of another model.")  # fmt: skip
     requests, places = [], []
     for number, (context, words) in enumerate(zip(prepared.contexts, prepared.words, strict=True)):
         for position, word in enumerate(words):

@@ -13,7 +13,7 @@ from reclaim.report.figures import Curve, Exhibit, Panel, Series, curve_plot, fi
 from reclaim.report.system import Record, System, SystemTables, by_seed, group, seeds_text, where
 
 KEY = "icl"
-EXPERIMENTS = ("settings", "families")
+EXPERIMENTS = ("settings", "opt", "llama", "pythia")
 SETTINGS = {"gold": "GOLD", "random": "RANDOM (TR)", "abstract": "ABSTRACT (TL)"}
 CONTROLS = {
     "permuted": "RANDOM, permuted",
@@ -298,7 +298,7 @@ SYSTEM = System(
         "The made-up labels are those of the pre-training episodes, only what they stand for is new: nothing is said about "
         "labels that were never labels before.",
         "The size is depth, two layers of attention against one, with a start that favours copying: an existence proof of the "
-        "split, not a scaling law. With a fixed number of steps the order is not monotone in depth.",
+        "split, not a scaling law. With a fixed number of steps the order need not be monotone in depth.",
         "GPT-3, whose models were never released.",
     ),
     exhibits=exhibits,
