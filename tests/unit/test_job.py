@@ -136,7 +136,7 @@ def test_the_peak_is_that_of_the_job(tmp_path):
     snakemake = fake(tmp_path, cost="costs/s/j.json")
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     with job(snakemake):
-        held = bytearray(50 << 20)
+        held = bytearray(b"x") * (50 << 20)  # written to, so that it is resident
         del held
     peak = next(row["value"] for row in read_json(snakemake.output.cost) if row["measure"] == "peak_mem_bytes")
     assert resident + (45 << 20) < peak < resident + (120 << 20)

@@ -53,7 +53,8 @@ def test_a_seed_gives_one_data_set_whatever_the_order_of_splits(name):
     assert first_text(one["test"]).tolist()[:40] != first_text(one["dev"]).tolist()
 
 
-@pytest.mark.parametrize("name", TASKS)
+# In-context tasks are pairs of common words under labels that change with the task: the same pair belongs to several.
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "episodes_tasks"])
 def test_tasks_repeat_no_text(name):
     tables = generators.generate(name, {"train": 500, "test": 500}, 0)
     texts = pd.concat([first_text(frame) for frame in tables.values()])
