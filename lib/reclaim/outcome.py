@@ -18,7 +18,8 @@ def write_outcome(outcome: Mapping[str, Any], folder: str | Path, **key: Any) ->
     """Write an outcome as one folder, with `key` (paper, experiment, seed; stage and job of costs) put beside each row.
 
     `outcome` has `metrics`, `items`, `curves`, `costs` (frames or iterables of rows, variants as mappings or texts) and
-    `pictures` (file name -> PNG bytes), each optional. Raises InputError for rows that do not fit their table.
+    `pictures` (file name -> PNG bytes), each optional, and `predictions`, a frame kept as it is, from which metrics can be
+    recomputed without the model. Raises InputError for rows that do not fit their table.
     """
     with atomic_path(folder, directory=True) as temporary:
         for kind in ("metrics", "items", "curves", "costs"):
@@ -26,6 +27,8 @@ def write_outcome(outcome: Mapping[str, Any], folder: str | Path, **key: Any) ->
                 columns = CURVES if kind == "curves" else COLUMNS[kind]
                 table = _with_key(outcome[kind], {name: value for name, value in key.items() if name in columns})
                 write_parquet(_checked(table, kind, f"{folder}: {kind}"), temporary / f"{kind}.parquet")
+        if "predictions" in outcome:
+            write_parquet(outcome["predictions"], temporary / "predictions.parquet")
         for name, data in outcome.get("pictures", {}).items():
             (temporary / "pictures").mkdir(exist_ok=True)
             (temporary / "pictures" / name).write_bytes(data)

@@ -696,7 +696,7 @@ def test_every_claim_of_the_two_papers_is_there(claims):
     for number in range(1, 13):
         assert any(name.rstrip("abcde") == f"C{number}" for name in names["mezo"]), number
     assert all(c.statement.endswith(".") and c.source for c in claims)
-    assert [c.claim for c in claims if c.not_testable] == ["C4", "C10", "C11"]
+    assert [c.claim for c in claims if c.not_testable and c.paper == "mezo"] == ["C4", "C10", "C11"]
 
 
 def test_an_empty_run_tests_nothing(claims):

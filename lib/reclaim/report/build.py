@@ -15,7 +15,14 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from reclaim.report import figures_autoseq, figures_mezo, figures_mlm_masking, figures_stm_unet, figures_transformer_dr
+from reclaim.report import (
+    figures_autoseq,
+    figures_icl,
+    figures_mezo,
+    figures_mlm_masking,
+    figures_stm_unet,
+    figures_transformer_dr,
+)
 from reclaim.report.cells import slug
 from reclaim.report.claim_view import VERDICTS, claim_view, forests, in_order, summary_groups
 from reclaim.report.figures import Exhibit
@@ -26,6 +33,7 @@ from reclaim.report.system import System, SystemTables
 SYSTEMS = (
     figures_mlm_masking.SYSTEM,
     figures_mezo.SYSTEM,
+    figures_icl.SYSTEM,
     figures_autoseq.SYSTEM,
     figures_stm_unet.SYSTEM,
     figures_transformer_dr.SYSTEM,
