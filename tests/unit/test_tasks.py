@@ -18,8 +18,9 @@ RULES = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     spec = {"source": "world", "generator": "polarity_last", "seed": 0, "splits": {"train": 200, "test": 60}}
-    materialize(spec, tmp_path_factory.mktemp("data") / "last")
-    return next(tmp_path_factory.getbasetemp().rglob("last"))
+    folder = tmp_path_factory.mktemp("tasks") / "last"
+    materialize(spec, folder)
+    return folder
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["sampling"])
