@@ -48,7 +48,7 @@ def make_plan(config: dict) -> Plan:
         evaluation = plan.evaluations[chosen] = {
             "jobs": [],
             "checkpoints": [],
-            "reference_loss": experiment.get("reference_loss", {}),
+            "reference_loss": experiment.get("reference_loss") or {},
             "controls": experiment.get("controls", []),
             "tasks": sorted({task for arm in experiment["arms"] for task in listed(arm["task"])}),
         }
