@@ -59,3 +59,9 @@ def test_masking_names_differ_where_the_masking_does():
         {"scheme": "span", "corruption": 0.4},
     ]
     assert len({masking_name(masking) for masking in maskings}) == len(maskings)
+
+
+def test_an_overlay_can_drop_the_reference_losses():
+    config = copy.deepcopy(CONFIG)
+    config["experiments"]["mlm_masking"]["rates"]["reference_loss"] = None
+    assert make_plan(config).evaluations["mlm_masking/rates"]["reference_loss"] == {}
