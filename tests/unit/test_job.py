@@ -1,6 +1,7 @@
 """The frame of every script: log, errors, costs, seals, signals; leases of devices; scripts run by hand."""
 
 import fcntl
+import gc
 import json
 import os
 import random
@@ -133,6 +134,7 @@ def test_a_shared_job_belongs_to_no_experiment(tmp_path):
 def test_the_peak_is_that_of_the_job(tmp_path):
     held = bytearray(300 << 20)
     del held
+    gc.collect()  # what earlier tests left would otherwise be freed inside the job, and hide what it takes
     snakemake = fake(tmp_path, cost="costs/s/j.json")
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     with job(snakemake):
