@@ -45,12 +45,15 @@ def train_tokenizer(
     words: Iterable[str] = (),
     num_sentinels: int = 100,
     model_max_length: int | None = None,
+    add_prefix_space: bool = True,
 ):
     """Train a tokenizer of `family` (`roberta`, `opt`, `gpt2` or `t5`); gives a fast tokenizer of transformers.
 
     Without `vocab_size`, each word of `texts` and each of `words` (for those that prompts use and texts lack) becomes
     one token; ids follow the alphabet and not the order of the texts. With it, the vocabulary is learned and has at
     most that many tokens, special ones included. `num_sentinels` is for T5, whose `<extra_id_0>` has the last id.
+    Without `add_prefix_space` a word that begins one of `texts` has a second token, without a space, as in the published
+    GPT-2 (one-token-a-word tokenizers of the byte-level families; learned ones never add a space).
 
     Raises InputError for an unknown family, no words, a word that the family's pre-tokenizer cuts, and a `vocab_size`
     that leaves no room to learn.
@@ -60,15 +63,18 @@ def train_tokenizer(
     options: dict[str, Any] = {} if model_max_length is None else {"model_max_length": model_max_length}
     sentinels = [f"<extra_id_{number}>" for number in reversed(range(num_sentinels))]
     if vocab_size is None:
+        texts = texts if add_prefix_space else list(texts)
         vocabulary = sorted({word for text in texts for word in text.split()}.union(*(word.split() for word in words)))
         vocabulary = [word for word in vocabulary if word not in (*SPECIAL_TOKENS[family], *sentinels)]
         if not vocabulary:
             raise InputError("texts of the tokenizer", "no word", "at least one word")
         if family == "t5":
             return _unigram([(SPACE["t5"] + word, -1.0) for word in vocabulary], sentinels, options)
-        tokens, merges = _word_merges(vocabulary)
-        options["model_vocab_size"] = len(SPECIAL_TOKENS[family]) + len(vocabulary)
-        return _byte_level(family, tokens, merges, add_prefix_space=True, options=options)
+        first = [] if add_prefix_space else sorted({text.split()[0] for text in texts if text.split()} & set(vocabulary))
+        # Words behind a space come first: their merges must win over those of the beginnings of texts.
+        tokens, merges = _word_merges([f" {word}" for word in vocabulary] + first)
+        options["model_vocab_size"] = len(SPECIAL_TOKENS[family]) + len(vocabulary) + len(first)
+        return _byte_level(family, tokens, merges, add_prefix_space=add_prefix_space, options=options)
     if family == "t5":
         return _unigram(_learn_unigram(texts, vocab_size, len(sentinels)), sentinels, options)
     tokens, merges = _learn_bpe(texts, vocab_size - len(SPECIAL_TOKENS[family]))
@@ -132,13 +138,13 @@ def _word_merges(words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Give the tokens (words first) and the merges of a BPE that reads each word from left to right into one token."""
     from tokenizers.pre_tokenizers import ByteLevel
 
-    pre_tokenizer = ByteLevel(add_prefix_space=True)
+    pre_tokenizer = ByteLevel(add_prefix_space=False)
     whole = []
     for word in words:
         pieces = pre_tokenizer.pre_tokenize_str(word)
         if len(pieces) != 1:
             parts = [piece.removeprefix("Ġ") for piece, _ in pieces]
-            raise InputError("a word of the tokenizer's texts", f"{word!r}, which is cut into {parts}",
+            raise InputError("a word of the tokenizer's texts", f"{word.strip()!r}, which is cut into {parts}",
                              "words of letters only, digits only or other signs only")  # fmt: skip
         whole.append(pieces[0][0])
     # Dictionaries as ordered sets: tokens in the order of their ids, merges in the order in which BPE applies them.

@@ -28,6 +28,7 @@ GENERATORS = {
     "words_task": ("phrases", "WORDS_TASK"),
     "episodes_corpus": ("episodes", "CORPUS"),
     "episodes_tasks": ("episodes", "TASKS"),
+    "clients_corpus": ("clients", "CORPUS"),
 }
 
 

@@ -88,6 +88,20 @@ MADE_UP_LABELS = tuple("0 1 @ # $ % * ^ \\ { } A B C D E F G H I J K L M".split(
 # What a word of a topic is sometimes replaced by.
 EPISODE_NEUTRAL = tuple("thing stuff item part bit piece sort lot".split())
 
+# --- clients: private sentences -------------------------------------------------------------------------------------------
+# Words of a class end alike; within a class they are in the order of their weight 1/rank.
+_SYLLABLES = tuple(consonant + vowel for vowel in "aiuoe" for consonant in "bdfgklmnprst")
+CLIENT_ADJECTIVES = coined(_SYLLABLES[:20], [f"{syllable}l" for syllable in _SYLLABLES[20:35]])
+CLIENT_NOUNS = coined(_SYLLABLES[20:40], [f"{syllable}n" for syllable in _SYLLABLES[:20]])
+CLIENT_VERBS = coined(_SYLLABLES[40:60], [f"{syllable}s" for syllable in _SYLLABLES[5:18]])
+CLIENT_ADVERBS = coined(_SYLLABLES[10:20], [f"{syllable}ly" for syllable in _SYLLABLES[40:50]])
+CLIENT_PLACES = tuple(word.capitalize() for word in coined(_SYLLABLES[30:40], [f"{s}r" for s in _SYLLABLES[45:60]]))
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+CLIENT_FUNCTION = tuple(
+    "The A Some Every This That Each One In On Dear We Our Please the a some every this that each one "
+    "in near of our and to with on for before , .".split()
+)
+
 
 def distinct(*groups: Iterable[str]) -> tuple[str, ...]:
     """Give every word of the groups once, in the order of first mention; phrases count as their words."""
@@ -106,4 +120,7 @@ EPISODE_WORDS = distinct(
     MADE_UP_LABELS,
     EPISODE_NEUTRAL,
     *(topics.values() for topics in NATURAL_TASKS.values()),
+)
+CLIENT_WORDS = distinct(
+    CLIENT_FUNCTION, WEEKDAYS, CLIENT_NOUNS, CLIENT_ADJECTIVES, CLIENT_VERBS, CLIENT_ADVERBS, CLIENT_PLACES
 )
