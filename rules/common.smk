@@ -13,10 +13,10 @@ environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(BASE / "lib"), environ
 from snakemake.caching import LOCATION_ENVVAR
 from snakemake.exceptions import WorkflowError
 
-from reclaim.config import check_config, data_names
+from reclaim.config import check_config, input_names
 from reclaim.errors import InputError
 from reclaim.io import write_json
-from reclaim.plan import dotted, make_plan
+from reclaim.plan import dotted, make_plan, measurement_jobs
 from reclaim.provenance import fingerprint, pins_digest, verify_cache
 from reclaim.sources import modules_of, source_files
 
@@ -44,6 +44,7 @@ wildcard_constraints:
     job="[^/]+",
     kind="[a-z_]+",
     seed="[0-9]+",
+    iteration="[0-9]+",
 
 
 # What jobs ask for where the config's `resources` does not say otherwise. `mem_mb` and `runtime` (minutes) grow with each

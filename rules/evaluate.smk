@@ -28,7 +28,7 @@ rule evaluate:
 # An experiment of a kind of its own (`kind` in the configuration): one job a seed, which leaves a folder of tables.
 rule measure:
     input:
-        data=measurement_data,
+        inputs=measurement_inputs,
     output:
         tables=directory(f"{RESULTS}/measure/{{paper}}/{{experiment}}/{{kind}}.s{{seed}}"),
         cost=f"{RESULTS}/costs/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}.json",
@@ -46,6 +46,34 @@ rule measure:
     params:
         spec=measurement_spec,
         state=f"{STATE}/measure/{{paper}}.{{experiment}}.{{kind}}.s{{seed}}",
+        code=lambda wildcards: code(f"measure_{wildcards.kind}.py"),
+    script:
+        "../scripts/measure_{wildcards.kind}.py"
+
+
+# The same where each iteration builds on what the one before left behind (models, generated and judged data).
+rule iterate:
+    input:
+        inputs=measurement_inputs,
+        previous=previous_iteration,
+    output:
+        tables=directory(f"{RESULTS}/measure/{{paper}}/{{experiment}}/{{kind}}.s{{seed}}.i{{iteration}}"),
+        state=directory(f"{RESULTS}/iterations/{{paper}}/{{experiment}}/{{kind}}.s{{seed}}.i{{iteration}}"),
+        cost=f"{RESULTS}/costs/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}.i{{iteration}}.json",
+    log:
+        f"{RESULTS}/logs/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}.i{{iteration}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}.i{{iteration}}.tsv"
+    conda:
+        "../envs/train.yaml"
+    threads: demand("measure", "threads")
+    resources:
+        mem_mb=growing("measure", "mem_mb"),
+        runtime=growing("measure", "runtime"),
+        gpu=demand("measure", "gpu"),
+    params:
+        spec=measurement_spec,
+        state=f"{STATE}/measure/{{paper}}.{{experiment}}.{{kind}}.s{{seed}}.i{{iteration}}",
         code=lambda wildcards: code(f"measure_{wildcards.kind}.py"),
     script:
         "../scripts/measure_{wildcards.kind}.py"

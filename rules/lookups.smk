@@ -95,18 +95,23 @@ def measurement_spec(wildcards):
     return PLAN.measurements[f"{wildcards.paper}/{wildcards.experiment}"]
 
 
-def measurement_data(wildcards):
-    """Folders of the data sets that the experiment names, in the order in which `data_names` gives them."""
-    return [f"{RESULTS}/data/{name}" for name in data_names(measurement_spec(wildcards))]
+def measurement_inputs(wildcards):
+    """Folders of the data sets, models and indexes that the experiment names, in the order of `input_names`."""
+    names = input_names(measurement_spec(wildcards))
+    return [f"{RESULTS}/{section}/{name}" for section, each in names.items() for name in each]
 
 
-# Every folder of metric rows: an evaluation, or one seed of an experiment of a kind of its own.
+def previous_iteration(wildcards):
+    """What the iteration before left; nothing for the first."""
+    if wildcards.iteration == "0":
+        return []
+    before = int(wildcards.iteration) - 1
+    return f"{RESULTS}/iterations/{wildcards.paper}/{wildcards.experiment}/{wildcards.kind}.s{wildcards.seed}.i{before}"
+
+
+# Every folder of metric rows: an evaluation, or one job of an experiment of a kind of its own.
 METRIC_FOLDERS = [f"{RESULTS}/evaluate/{name}" for name in PLAN.evaluations]
-METRIC_FOLDERS += [
-    f"{RESULTS}/measure/{chosen}/{spec['kind']}.s{seed}"
-    for chosen, spec in PLAN.measurements.items()
-    for seed in spec["seeds"]
-]
+METRIC_FOLDERS += [f"{RESULTS}/measure/{chosen}/{kind}.{name}" for chosen, kind, name in measurement_jobs(PLAN)]
 
 
 def cost_files():
@@ -117,10 +122,11 @@ def cost_files():
         "tokenizer": PLAN.tokenizers,
         "model": PLAN.models,
         "pmi": sorted(pmi),
+        "index": PLAN.indexes,
         "pretrain": list(PLAN.checkpoints),
         "finetune": list(PLAN.jobs),
         "evaluate": list(PLAN.evaluations),
     }
-    for chosen, spec in PLAN.measurements.items():
-        stages.setdefault(spec["kind"], []).extend(f"{chosen}.s{seed}" for seed in spec["seeds"])
+    for chosen, kind, name in measurement_jobs(PLAN):
+        stages.setdefault(kind, []).append(f"{chosen}.{name}")
     return [f"{RESULTS}/costs/{stage}/{dotted(name)}.json" for stage, names in stages.items() for name in names]

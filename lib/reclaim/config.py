@@ -19,11 +19,14 @@ METHODS_WITHOUT_TRAINING = ("zero_shot", "calibrated", "icl")
 
 
 def key_path(parts: Iterable[Any], root: str = "config") -> str:
-    """Write a path into a document the way a person would: `config: models.medium.config[0]`."""
+    """Write a path into a document the way a person would: `config: models.medium.config[0]`.
+
+    `root` is the document, or a place in it (`config: models.medium`).
+    """
     text = ""
     for part in parts:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return f"{root}: {text}" if text else root
+    return f"{root}{'.' if ': ' in root else ': '}{text}" if text else root
 
 
 def explain(error: ValidationError, root: str = "config") -> InputError:
@@ -68,7 +71,10 @@ def check_schema(document: Any, schema_path: Path, root: str = "config") -> None
 
 
 def check_config(config: dict, schema_path: Path) -> None:
-    """Check form and references of a whole configuration; raises `InputError` with the key path of the first fault."""
+    """Check form and references of a whole configuration; raises `InputError` with the key path of the first fault.
+
+    The schema of an experiment of a kind of its own is kinds/KIND.schema.json beside `schema_path`.
+    """
     check_schema(config, schema_path)
     for name, spec in config["data"].items():
         check_spec(spec, f"config: data.{name}")
@@ -91,11 +97,14 @@ def check_config(config: dict, schema_path: Path) -> None:
             raise InputError("config: run", repr(chosen), f"one of {', '.join(known)}")
     for paper, experiments in config["experiments"].items():
         for name, experiment in experiments.items():
+            place = f"experiments.{paper}.{name}"
             if "kind" in experiment:
-                for data in data_names(experiment):
-                    _must_exist(config, "data", data, f"experiments.{paper}.{name}.data")
+                _check_kind(experiment, schema_path.parent / "kinds", f"config: {place}")
+                for section, names in input_names(experiment).items():
+                    for each in names:
+                        _must_exist(config, section, each, f"{place}.data" if section == "data" else f"{place}.needs")
             else:
-                _check_experiment(config, f"experiments.{paper}.{name}", experiment)
+                _check_experiment(config, place, experiment)
 
 
 def listed(value: Any) -> list:
@@ -103,9 +112,26 @@ def listed(value: Any) -> list:
     return list(value) if isinstance(value, list) else [value]
 
 
-def data_names(measurement: dict) -> list[str]:
-    """Data sets that an experiment of a kind of its own names under `data` and `test`, each once."""
-    return list(dict.fromkeys(listed(measurement.get("data", [])) + listed(measurement.get("test", []))))
+def input_names(measurement: dict) -> dict[str, list[str]]:
+    """What an experiment of a kind of its own reads: section of the config -> names there, each once.
+
+    Data sets are those under its keys `data` and `test`; models and indexes those under `needs`.
+    """
+    data = listed(measurement.get("data", [])) + listed(measurement.get("test", []))
+    needs = measurement.get("needs", {})
+    names = {"data": data, "models": needs.get("models", []), "indexes": needs.get("indexes", [])}
+    return {section: list(dict.fromkeys(each)) for section, each in names.items()}
+
+
+def _check_kind(experiment: dict, schemas: Path, place: str) -> None:
+    schema_path = schemas / f"{experiment['kind']}.schema.json"
+    if not schema_path.exists():
+        known = ", ".join(sorted(path.name.removesuffix(".schema.json") for path in schemas.glob("*.schema.json")))
+        raise InputError(f"{place}.kind", repr(experiment["kind"]), f"one of {known}")
+    check_schema(experiment, schema_path, place)
+    names = [name for each in input_names(experiment).values() for name in each]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{place}.needs", f"the name {twice[0]!r} twice", "different names for data, models, indexes")
 
 
 def family_of(config: dict, model: str) -> str:
@@ -115,8 +141,8 @@ def family_of(config: dict, model: str) -> str:
 
 
 def _must_exist(config: dict, section: str, name: str, place: str) -> None:
-    if name not in config[section]:
-        known = ", ".join(sorted(config[section])) or "nothing"
+    if name not in config.get(section, {}):
+        known = ", ".join(sorted(config.get(section, {}))) or "nothing"
         raise InputError(f"config: {place}", repr(name), f"a name under `{section}` ({known})")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reclaim.config import data_names, listed
+from reclaim.config import input_names, listed
 
 Names = dict[str, dict]
 
@@ -22,7 +22,7 @@ class Plan:
     `evaluations`: `paper/experiment` -> its jobs, checkpoints and controls.
     `measurements`: `paper/experiment` -> an experiment of a kind of its own (memory, trajectory).
     `seeds`: `paper/experiment` -> its seeds, as fixed before the run.
-    `data`, `tokenizers`, `models` (from the Hub or a folder): names of those that the run needs.
+    `data`, `tokenizers`, `models` (from the Hub or a folder), `indexes`: names of those that the run needs.
     """
 
     checkpoints: Names = field(default_factory=dict)
@@ -33,6 +33,7 @@ class Plan:
     data: list[str] = field(default_factory=list)
     tokenizers: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
+    indexes: list[str] = field(default_factory=list)
 
 
 def make_plan(config: dict) -> Plan:
@@ -86,12 +87,20 @@ def _add_needs(plan: Plan, config: dict) -> None:
     models = {arm["model"] for arm in arms if not arm["id"]}
     data = {checkpoint["data"] for checkpoint in plan.checkpoints.values()}
     data |= {config["tasks"][arm["task"]]["data"] for arm in arms}
+    indexes = set()
     for measurement in plan.measurements.values():
-        data |= set(data_names(measurement))
+        inputs = input_names(measurement)
+        data |= set(inputs["data"])
+        models |= set(inputs["models"])
+        indexes |= set(inputs["indexes"])
+    for name in indexes:
+        data.add(config["indexes"][name]["data"])
+        models |= {config["indexes"][name].get("model")} - {None}
     for name in tokenizers:
         data |= set(config["tokenizers"][name].get("data", []))
         models |= {config["tokenizers"][name].get("model")} - {None}
     plan.data, plan.tokenizers, plan.models = sorted(data), sorted(tokenizers), sorted(models)
+    plan.indexes = sorted(indexes)
 
 
 def dotted(name: str) -> str:
@@ -161,6 +170,19 @@ def _variant(config: dict, checkpoint: dict, arm: dict) -> dict:
             variant |= {"optimizer": recipe.get("optimizer", "sgd"), "directions": recipe.get("num_directions", 1)}
             variant |= {"estimator": recipe.get("estimator", "spsa")}
     return variant
+
+
+def measurement_jobs(plan: Plan) -> list[tuple[str, str, str]]:
+    """The jobs of experiments of a kind of their own: `paper/experiment`, kind and `sSEED`.
+
+    Where an experiment has iterations, each is a job, `sSEED.iITERATION`.
+    """
+    jobs = []
+    for chosen, spec in plan.measurements.items():
+        for seed in spec["seeds"]:
+            iterations = [f".i{iteration}" for iteration in range(spec["iterations"])] if "iterations" in spec else [""]
+            jobs += [(chosen, spec["kind"], f"s{seed}{iteration}") for iteration in iterations]
+    return jobs
 
 
 def _kind(method: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from reclaim.plan import make_plan, masking_name
+from reclaim.plan import make_plan, masking_name, measurement_jobs
 
 CONFIG = yaml.safe_load((Path(__file__).parents[2] / "config.yaml").read_text())
 
@@ -65,3 +65,16 @@ def test_an_overlay_can_drop_the_reference_losses():
     config = copy.deepcopy(CONFIG)
     config["experiments"]["mlm_masking"]["rates"]["reference_loss"] = None
     assert make_plan(config).evaluations["mlm_masking/rates"]["reference_loss"] == {}
+
+
+def test_each_iteration_is_a_job_and_what_an_experiment_needs_is_made():
+    config = copy.deepcopy(CONFIG)
+    config["data"]["passages"] = {}
+    config["indexes"] = {"by-words": {"data": "passages", "model": "encoder"}}
+    needs = {"models": ["judge"], "indexes": ["by-words"]}
+    config["experiments"]["mezo"]["rounds"] = {"kind": "x", "seeds": [3, 4], "iterations": 2, "needs": needs}
+    plan = make_plan({**config, "run": ["mezo/rounds", "mezo/trajectory"]})
+    jobs = [f"{chosen}/{kind}.{name}" for chosen, kind, name in measurement_jobs(plan)]
+    assert jobs[:4] == [f"mezo/rounds/x.s{seed}.i{iteration}" for seed in (3, 4) for iteration in (0, 1)]
+    assert all(job.startswith("mezo/trajectory/trajectory.s") and ".i" not in job for job in jobs[4:])
+    assert (plan.indexes, plan.models, plan.data) == (["by-words"], ["encoder", "judge"], ["passages"])
