@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 import synthetic_run
 from reclaim.report.build import SYSTEMS, build_report
@@ -165,3 +166,39 @@ def test_print_shows_what_is_folded_and_hides_the_navigation(browser, address):
     assert not page.get_by_role("navigation").is_visible()
     assert len(page.pdf(format="A4")) > 50_000
     page.close()
+
+
+def test_boxes_hide_and_show_systems_and_verdicts(visit):
+    page = visit.page
+    claim, other = page.locator("#claim-mezo-c2"), page.locator("#system-mlm-masking")
+    verdict = claim.get_attribute("data-verdict")
+    box = page.locator(f"#show-{verdict}")
+    box.focus()
+    page.keyboard.press("Space")
+    assert not claim.is_visible() and page.locator(f"tr[data-verdict='{verdict}']:visible").count() == 0
+    assert page.locator(f"tr[data-verdict]:not([data-verdict='{verdict}'])").first.is_visible()
+    page.keyboard.press("Space")
+    assert claim.is_visible()
+    page.locator("#show-system-mezo").uncheck()
+    assert not claim.is_visible() and other.is_visible()
+    assert page.locator("[data-system='system-mezo']:visible").count() == 0
+
+
+def test_the_page_opens_with_each_system_and_its_headline_claims(visit):
+    board = visit.page.locator(".board > li")
+    assert board.count() >= len(SYSTEMS)
+    mezo = board.filter(has=visit.page.locator("a[href='#system-mezo']"))
+    assert mezo.locator("a[href^='#claim-mezo-']").count() >= 1
+    assert all(badge.inner_text().strip() for badge in board.locator(".badge").all())
+
+
+def test_no_accessibility_rule_is_violated(visit):
+    open_all(visit.page)
+    # The page's policy forbids scripts, so the checker is put in from outside the page's world.
+    session = visit.page.context.new_cdp_session(visit.page)
+    session.send("Page.setBypassCSP", {"enabled": True})
+    visit.page.reload()
+    open_all(visit.page)
+    results = Axe().run(visit.page)
+    assert results.response["violations"] == [], results.generate_report()
+    assert len(results.response["passes"]) > 20

@@ -24,7 +24,7 @@ from reclaim.report import (
     figures_transformer_dr,
 )
 from reclaim.report.cells import slug
-from reclaim.report.claim_view import VERDICTS, claim_view, forests, in_order, summary_groups
+from reclaim.report.claim_view import VERDICTS, claim_view, forests, in_order, section_id, summary_groups
 from reclaim.report.figures import Exhibit
 from reclaim.report.run_view import cost_table, run_facts
 from reclaim.report.system import System, SystemTables
@@ -76,7 +76,7 @@ def build_report(
         run=run_facts(manifest),
         counts=[(name, *VERDICTS[name], sum(view["verdict"] == name for view in views)) for name in VERDICTS],
         groups=summary_groups(views),
-        overview=[_exhibit_view(forest, "all") for forest in forests(views, "all")],
+        overview=[_exhibit_view(forest, "all", "all systems") for forest in forests(views, "all")],
         sections=sections,
         costs=cost_table(costs, manifest),
         versions=[(name, version or "not installed") for name, version in versions],
@@ -98,10 +98,10 @@ def _section(system: System, views: Sequence[dict[str, Any]], tables: SystemTabl
     in_run = not (tables.metrics.empty and tables.costs.empty)
     exhibits = forests(mine, slug(system.key)) + (system.exhibits(tables) if in_run else [])
     return {
-        "id": "system-" + slug(system.key),
+        "id": section_id(system.key),
         "system": system,
         "in_run": in_run,
-        "exhibits": [_exhibit_view(exhibit, slug(system.key)) for exhibit in exhibits if not exhibit.missing],
+        "exhibits": [_exhibit_view(exhibit, slug(system.key), system.title) for exhibit in exhibits if not exhibit.missing],
         "missing": [exhibit for exhibit in exhibits if exhibit.missing],
         "claims": mine,
         "scale_notes": list(dict.fromkeys(view["scale_note"] for view in mine if view["scale_note"])),
@@ -109,10 +109,11 @@ def _section(system: System, views: Sequence[dict[str, Any]], tables: SystemTabl
     }
 
 
-def _exhibit_view(exhibit: Exhibit, system: str) -> dict[str, Any]:
-    """Make a plot's element an image with a text alternative, and its key an id."""
+def _exhibit_view(exhibit: Exhibit, system: str, title: str) -> dict[str, Any]:
+    """Make a plot's element an image with a text alternative, and its key an id; `label` names its table on the page."""
     svg = exhibit.svg.replace("<svg ", Markup('<svg role="img" aria-label="{}" ').format(exhibit.alt), 1)
-    return {"exhibit": exhibit, "id": slug(f"figure-{system}-{exhibit.key}"), "svg": Markup(svg)}
+    name = slug(f"figure-{system}-{exhibit.key}")
+    return {"exhibit": exhibit, "id": name, "svg": Markup(svg), "label": f"{exhibit.title} ({title})"}
 
 
 def _of_paper(frame: pd.DataFrame, paper: str) -> pd.DataFrame:

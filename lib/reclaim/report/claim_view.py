@@ -48,6 +48,11 @@ def in_order(claims: pd.DataFrame, papers: Sequence[str]) -> list[dict[str, Any]
     return sorted(rows, key=lambda row: (order.get(row["paper"], len(order)), row["paper"], not row["headline"]))
 
 
+def section_id(paper: str) -> str:
+    """The id of a paper's section of the page."""
+    return "system-" + slug(paper)
+
+
 def claim_view(
     row: dict[str, Any], metrics: pd.DataFrame, costs: pd.DataFrame, manifest: dict[str, Any]
 ) -> dict[str, Any]:
@@ -62,6 +67,7 @@ def claim_view(
     return {
         "paper": row["paper"],
         "name": str(row["claim"]),
+        "section": section_id(row["paper"]),
         "id": "claim-" + slug(f"{row['paper']}-{row['claim']}"),
         "headline": bool(row["headline"]),
         "statement": text_of(row.get("statement")),
