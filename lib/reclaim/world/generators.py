@@ -29,6 +29,7 @@ GENERATORS = {
     "episodes_corpus": ("episodes", "CORPUS"),
     "episodes_tasks": ("episodes", "TASKS"),
     "clients_corpus": ("clients", "CORPUS"),
+    "passages": ("passages", "PASSAGES"),
 }
 
 

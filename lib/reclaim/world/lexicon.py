@@ -102,6 +102,27 @@ CLIENT_FUNCTION = tuple(
     "in near of our and to with on for before , .".split()
 )
 
+# --- facts: passages about things of one name, and questions that several of them answer ---------------------------------
+FACT_NAMES = coined("Bal Dor Fen Gim Hul Kas Lom Mir Nad Pol Rus Tev".split(), "a en is or um ek ia ob".split())
+FACT_TYPES = tuple("lake town ship mine bridge abbey".split())
+# An attribute has three names, any of which a passage or a question may use.
+FACT_ATTRIBUTES = tuple(
+    tuple(names.split())
+    for names in (
+        "colour hue tint",
+        "owner holder keeper",
+        "founder creator maker",
+        "emblem symbol badge",
+        "material substance fabric",
+        "purpose use function",
+        "patron sponsor backer",
+        "style manner fashion",
+        "origin source root",
+        "motto slogan saying",
+    )
+)
+FACT_VALUES = coined([c + v for v in "aiu" for c in "bdfgklmnprst"][:20], [c + "o" for c in "dfgklmnprs"])
+
 
 def distinct(*groups: Iterable[str]) -> tuple[str, ...]:
     """Give every word of the groups once, in the order of first mention; phrases count as their words."""
