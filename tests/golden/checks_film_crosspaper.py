@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import reclaim.torchvision_shim  # noqa: F401
 import torch
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
 from reclaim.film.scalars import Message, candidate_scalars, direction, pick_candidate
 from reclaim.film.span import ATTENTION, CUTS, first_layer_gradient, span_bag, span_basis, span_residuals
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 SCALAR_TOLERANCE = 1e-5  # the vectors' own
 RESIDUAL_TOLERANCE = 1e-2  # relative; residuals are written with three digits
