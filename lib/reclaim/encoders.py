@@ -1,0 +1,87 @@
+"""Texts to vectors by any encoder of transformers: what dense indexes and search within documents are made of.
+
+Pooling `mean` (over real tokens) or `cls` (the first token); a `2_Dense` layer of sentence-transformers, where the folder
+has one in safetensors (GTR's projection), comes behind it; then the vector is normalised, where asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import reclaim.torchvision_shim  # noqa: F401
+import torch
+
+from reclaim.errors import InputError
+from reclaim.models import load_tokenizer
+from reclaim.scoring import pad_right
+
+POOLINGS = ("mean", "cls")
+
+
+class TextEncoder:
+    """Callable: texts -> float32 (texts, width). `max_length`: tokens that a text is cut to."""
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        pooling: str = "mean",
+        normalize: bool = True,
+        max_length: int | None = None,
+        batch_size: int = 256,
+        projection: torch.Tensor | None = None,
+    ):
+        if pooling not in POOLINGS:
+            raise InputError("encoder: pooling", repr(pooling), f"one of {', '.join(POOLINGS)}")
+        self.model, self.tokenizer, self.pooling, self.normalize = model.eval(), tokenizer, pooling, normalize
+        self.max_length, self.batch_size, self.projection = max_length, batch_size, projection
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        limit = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
+        ids = self.tokenizer(list(texts), **limit)["input_ids"]
+        # Texts of one length stand together, so that little padding is computed.
+        order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+        parts = []
+        for start in range(0, len(order), self.batch_size):
+            parts.append(self._vectors([ids[row] for row in order[start : start + self.batch_size]]))
+        vectors = torch.cat(parts).float().cpu().numpy()
+        found = np.empty_like(vectors)
+        found[order] = vectors
+        return found
+
+    def _vectors(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        input_ids, mask = pad_right(ids, self.tokenizer.pad_token_id, self.model.device)
+        hidden = self.model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        if self.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            weights = mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+        if self.projection is not None:
+            pooled = pooled @ self.projection.T.to(pooled)
+        return torch.nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
+
+
+def load_encoder(folder: str | Path, device: torch.device | str = "cpu", dtype=torch.float32, **options) -> TextEncoder:
+    """Load an encoder from a `save_pretrained` folder; `options` go to `TextEncoder`.
+
+    Of encoder-decoder models (T5) the encoder is taken. Raises InputError for a folder without a model.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+
+    settings = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        config = AutoConfig.from_pretrained(str(folder), **settings)
+        kind = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        model = kind.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **settings)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(str(folder), str(error).strip().splitlines()[0], "an encoder in safetensors") from error
+    projection = Path(folder) / "2_Dense" / "model.safetensors"
+    if projection.exists():
+        from safetensors.torch import load_file
+
+        options["projection"] = load_file(projection)["linear.weight"].to(device)
+    return TextEncoder(model.to(device), load_tokenizer(folder), **options)
