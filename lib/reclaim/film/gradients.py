@@ -88,3 +88,11 @@ def hidden_state_gradient(model, input_ids: torch.Tensor) -> dict[str, torch.Ten
     hidden = model.base_model(input_ids=input_ids)[0]
     gradients = torch.autograd.grad(hidden.sum(), [named[name] for name in names])
     return dict(zip(names, gradients, strict=True))
+
+
+def gradient_distances(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> dict[str, float]:
+    """Squared error and cosine distance of two gradients, summed over parameters (official `calculateGradLoss`)."""
+    pairs = [(a.flatten(), b.flatten()) for a, b in zip(first, second, strict=True)]
+    squared = sum(float(((a - b) ** 2).sum()) for a, b in pairs)
+    cosine = sum(1 - float((a @ b) / (a.norm() * b.norm() + 1e-6)) for a, b in pairs)
+    return {"mse": squared, "cosine": cosine}
