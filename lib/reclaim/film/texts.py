@@ -1,0 +1,112 @@
+"""The sentences of an experiment at a seed: public ones, the client's own in two halves, others of its kind; batches of them.
+
+Attacked batches come from one half of what the client trains on, decoys of equal size from the other: a decoy's sentences
+were trained on just as long, and what is recovered beyond them came out of the gradient. No sentence that is attacked may
+occur in the public text.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reclaim.data import load_split
+from reclaim.errors import InputError
+from reclaim.io import read_json, write_json
+from reclaim.provenance import fingerprint
+from reclaim.seeding import derive
+
+
+@dataclass(frozen=True)
+class ClientTexts:
+    """Sentences of one seed. `attacked` and `decoys` are the halves of what the client trains on; `held_out` is its kind.
+
+    `names`: the named entities that the data set lists, None where it has no column `names`.
+    """
+
+    public: list[str]
+    attacked: list[str]
+    decoys: list[str]
+    held_out: list[str]
+    names: frozenset[str] | None
+
+    @property
+    def private(self) -> list[str]:
+        return self.attacked + self.decoys
+
+    @property
+    def every(self) -> list[str]:
+        return self.public + self.private + self.held_out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sentences of one attacked step and as many decoys; `item` names it within its seed."""
+
+    item: str
+    sentences: list[str]
+    decoys: list[str]
+
+
+def client_texts(
+    public: Path, private: Path, seed: int, *, private_rows: int, held_out_rows: int, public_rows: int | None = None
+) -> ClientTexts:
+    """Draw the sentences of a seed from the train splits of two data sets; `public_rows` None: the whole corpus.
+
+    Raises InputError for too few private sentences, an odd number of them, and attacked sentences that are public.
+    """
+    table = load_split(private, "train").drop_duplicates("text")
+    wanted = private_rows + held_out_rows
+    if len(table) < wanted or private_rows % 2:
+        found = f"{len(table)} different sentences for {private_rows} private and {held_out_rows} held out"
+        raise InputError(str(private), found, "enough of them, and an even number of private ones")
+    rng = np.random.default_rng(derive(seed, "film", "private"))
+    texts = table["text"].to_numpy()[rng.permutation(len(table))[:wanted]].tolist()
+    corpus = load_split(public, "train")["text"].tolist()
+    known = set(corpus)
+    if shared := [text for text in texts if text in known]:
+        found = f"{len(shared)} sentences that are also public ({shared[0]!r})"
+        raise InputError(str(private), found, "private sentences that occur in no public text")
+    names = frozenset(name for each in table["names"] for name in each) if "names" in table else None
+    half = private_rows // 2
+    return ClientTexts(corpus[:public_rows], texts[:half], texts[half:private_rows], texts[private_rows:], names)
+
+
+def draw_batches(texts: ClientTexts, batch_size: int, number: int, seed: int) -> Iterator[Batch]:
+    """`number` disjoint batches of a size, and disjoint decoys of the same size.
+
+    Raises InputError where the halves have too few sentences.
+    """
+    if batch_size * number > len(texts.attacked):
+        found = f"{number} batches of {batch_size}"
+        raise InputError("film batches", found, f"no more than {len(texts.attacked)} sentences, half of the client's")
+    rng = np.random.default_rng(derive(seed, "film", "batches", batch_size))
+    orders = [rng.permutation(len(half))[: number * batch_size] for half in (texts.attacked, texts.decoys)]
+    for place in range(number):
+        rows = [order[place * batch_size : (place + 1) * batch_size] for order in orders]
+        yield Batch(f"b{batch_size}-{place}", _take(texts.attacked, rows[0]), _take(texts.decoys, rows[1]))
+
+
+def _take(texts: Sequence[str], rows: np.ndarray) -> list[str]:
+    return [texts[row] for row in rows]
+
+
+def begin_state(
+    state_dir: Path, spec: Mapping[str, Any], seed: int, data: Mapping[str, Path], module: str, device: object
+) -> None:
+    """Make the state folder of a job, and empty one that belongs to another spec, seed, data, device or state of the code."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    infos = {name: Path(folder) / "dataset.json" for name, folder in data.items()}
+    sources = {name: read_json(info)["sha256"] if info.exists() else str(info.parent) for name, info in infos.items()}
+    identity = {"spec": dict(spec), "seed": seed, "data": sources, "code": fingerprint(module), "device": str(device)}
+    path = state_dir / "identity.json"
+    if path.exists() and read_json(path) == identity:
+        return
+    for old in state_dir.iterdir():
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    write_json(identity, path)
