@@ -1,0 +1,9 @@
+"""The CRINGE loss (Adolphs et al., ACL 2023): language models trained with sequences that they must not produce.
+
+`loss` is the loss itself, usable in any training loop; `unlikelihood` and `director` are the baselines it is compared with;
+`decoding`, `judges`, `rounds`, `rows`, `measures` and `experiment` are the procedure around it: generate, judge, add, train.
+"""
+
+from reclaim.cringe.loss import CringeLoss, cringe_loss, linear_cringe_loss
+
+__all__ = ["CringeLoss", "cringe_loss", "linear_cringe_loss"]
