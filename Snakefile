@@ -7,6 +7,12 @@ min_version("9.0")
 configfile: "config.yaml"
 
 
+# An overlay may lie in several files: those that it names as `parts`.
+for part in config.get("parts", []):
+
+    configfile: part
+
+
 report: "report/workflow.rst"
 
 
@@ -17,6 +23,7 @@ include: "rules/pretrain.smk"
 include: "rules/finetune.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
+include: "rules/targets.smk"
 
 
 onstart:

@@ -16,14 +16,19 @@ from snakemake.exceptions import WorkflowError
 from reclaim.config import check_config, input_names
 from reclaim.errors import InputError
 from reclaim.io import write_json
-from reclaim.plan import dotted, make_plan, measurement_jobs
+from reclaim.plan import dotted, make_plan, measurement_jobs, measurement_parts
 from reclaim.provenance import fingerprint, pins_digest, verify_cache
 from reclaim.sources import modules_of, source_files
 
 try:
     check_config(config, BASE / "schemas" / "config.schema.json")
-    PLAN = make_plan(config)
-    SOURCE_FILES = {name: source_files(config["data"][name], f"config: data.{name}.files") for name in PLAN.data}
+    # What `all` makes, and all that has a target.
+    RUN = make_plan(config)
+    CHOSEN = [*config["run"], *config.get("on_request", [])]
+    PLAN = make_plan(config, CHOSEN)
+    PAPERS = sorted({chosen.partition("/")[0] for chosen in CHOSEN})
+    PLANS = {paper: make_plan(config, [name for name in CHOSEN if name.startswith(f"{paper}/")]) for paper in PAPERS}
+    SOURCE_FILES = {name: source_files(config["data"][name], f"config: data.{name}.files") for name in RUN.data}
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
@@ -44,6 +49,7 @@ wildcard_constraints:
     job="[^/]+",
     kind="[a-z_]+",
     seed="[0-9]+",
+    part="(-[^/]+)?",
     iteration="[0-9]+",
 
 

@@ -91,6 +91,7 @@ rule model:
         gpu=demand("model", "gpu"),
     params:
         spec=lambda wildcards: config["models"][wildcards.model],
+        state=f"{STATE}/model/{{model}}",
         code=code("fetch_model.py"),
     script:
         "../scripts/fetch_model.py"

@@ -25,17 +25,18 @@ rule evaluate:
         "../scripts/evaluate.py"
 
 
-# An experiment of a kind of its own (`kind` in the configuration): one job a seed, which leaves a folder of tables.
+# An experiment of a kind of its own (`kind` in the configuration): one job a seed, or for each part of it (`job_per`), which
+# leaves a folder of tables.
 rule measure:
     input:
         inputs=measurement_inputs,
     output:
-        tables=directory(f"{RESULTS}/measure/{{paper}}/{{experiment}}/{{kind}}.s{{seed}}"),
-        cost=f"{RESULTS}/costs/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}.json",
+        tables=directory(f"{RESULTS}/measure/{{paper}}/{{experiment}}/{{kind}}.s{{seed}}{{part}}"),
+        cost=f"{RESULTS}/costs/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}{{part}}.json",
     log:
-        f"{RESULTS}/logs/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}.log",
+        f"{RESULTS}/logs/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}{{part}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}.tsv"
+        f"{RESULTS}/benchmarks/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}{{part}}.tsv"
     conda:
         "../envs/train.yaml"
     threads: demand("measure", "threads")
@@ -45,7 +46,7 @@ rule measure:
         gpu=demand("measure", "gpu"),
     params:
         spec=measurement_spec,
-        state=f"{STATE}/measure/{{paper}}.{{experiment}}.{{kind}}.s{{seed}}",
+        state=f"{STATE}/measure/{{paper}}.{{experiment}}.{{kind}}.s{{seed}}{{part}}",
         code=lambda wildcards: code(f"measure_{wildcards.kind}.py"),
     script:
         "../scripts/measure_{wildcards.kind}.py"

@@ -3,6 +3,12 @@
 
 def data_files(wildcards):
     """The user's own files behind a local data set: a change of one makes the data set anew."""
+    if wildcards.dataset not in SOURCE_FILES:
+        place = f"config: data.{wildcards.dataset}.files"
+        try:
+            SOURCE_FILES[wildcards.dataset] = source_files(config["data"][wildcards.dataset], place)
+        except InputError as error:
+            raise WorkflowError(str(error)) from None
     return SOURCE_FILES[wildcards.dataset]
 
 
@@ -92,7 +98,9 @@ def evaluation_spec(wildcards):
 
 
 def measurement_spec(wildcards):
-    return PLAN.measurements[f"{wildcards.paper}/{wildcards.experiment}"]
+    """What a job of an experiment of a kind of its own runs."""
+    parts = measurement_parts(PLAN.measurements[f"{wildcards.paper}/{wildcards.experiment}"])
+    return parts[wildcards.get("part", "")]
 
 
 def measurement_inputs(wildcards):
@@ -109,24 +117,40 @@ def previous_iteration(wildcards):
     return f"{RESULTS}/iterations/{wildcards.paper}/{wildcards.experiment}/{wildcards.kind}.s{wildcards.seed}.i{before}"
 
 
-# Every folder of metric rows: an evaluation, or one job of an experiment of a kind of its own.
-METRIC_FOLDERS = [f"{RESULTS}/evaluate/{name}" for name in PLAN.evaluations]
-METRIC_FOLDERS += [f"{RESULTS}/measure/{chosen}/{kind}.{name}" for chosen, kind, name in measurement_jobs(PLAN)]
+def metric_folders(plan):
+    """Every folder of metric rows: an evaluation, or one job of an experiment of a kind of its own."""
+    folders = [f"{RESULTS}/evaluate/{name}" for name in plan.evaluations]
+    return folders + [f"{RESULTS}/measure/{chosen}/{kind}.{name}" for chosen, kind, name in measurement_jobs(plan)]
+
+
+METRIC_FOLDERS = metric_folders(RUN)
+
+
+def fetched(plan):
+    """Folders of the models and data sets of a plan that come from the Hub."""
+    models = [name for name in plan.models if config["models"][name]["source"] == "hub"]
+    data = [name for name in plan.data if config["data"][name]["source"] == "hub"]
+    return [f"{RESULTS}/models/{name}" for name in models] + [f"{RESULTS}/data/{name}" for name in data]
+
+
+def fetch_specs(plan):
+    """The folders of `fetched` with what lies behind each."""
+    return {path: config[Path(path).parent.name][Path(path).name] for path in fetched(plan)}
 
 
 def cost_files():
     """The cost of every job that the tables rest on, stage by stage."""
-    pmi = {spec["data"] for spec in PLAN.checkpoints.values() if spec["masking"]["scheme"] == "pmi"}
+    pmi = {spec["data"] for spec in RUN.checkpoints.values() if spec["masking"]["scheme"] == "pmi"}
     stages = {
-        "data": PLAN.data,
-        "tokenizer": PLAN.tokenizers,
-        "model": PLAN.models,
+        "data": RUN.data,
+        "tokenizer": RUN.tokenizers,
+        "model": RUN.models,
         "pmi": sorted(pmi),
-        "index": PLAN.indexes,
-        "pretrain": list(PLAN.checkpoints),
-        "finetune": list(PLAN.jobs),
-        "evaluate": list(PLAN.evaluations),
+        "index": RUN.indexes,
+        "pretrain": list(RUN.checkpoints),
+        "finetune": list(RUN.jobs),
+        "evaluate": list(RUN.evaluations),
     }
-    for chosen, kind, name in measurement_jobs(PLAN):
+    for chosen, kind, name in measurement_jobs(RUN):
         stages.setdefault(kind, []).append(f"{chosen}.{name}")
     return [f"{RESULTS}/costs/{stage}/{dotted(name)}.json" for stage, names in stages.items() for name in names]

@@ -26,7 +26,7 @@ rule claims:
         runtime=growing("claims", "runtime"),
         gpu=demand("claims", "gpu"),
     params:
-        seeds=PLAN.seeds,
+        seeds=RUN.seeds,
         code=code("decide_claims.py"),
     script:
         "../scripts/decide_claims.py"

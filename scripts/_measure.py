@@ -23,7 +23,7 @@ def measure(context: Job, run: Callable) -> None:
         "progress": context.progress,
     }
     if "iteration" not in wildcards.keys():  # noqa: SIM118  (Snakemake's wildcards are a list)
-        outcome, job = run(spec, key["seed"], **arguments), "measured"
+        outcome, job = run(spec, key["seed"], **arguments), wildcards.part.lstrip("-") or "measured"
     else:
         previous = snakemake.input.get("previous")
         arguments |= {"iteration": int(wildcards.iteration), "previous": Path(previous) if previous else None}

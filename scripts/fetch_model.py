@@ -4,7 +4,7 @@ from reclaim.job import job
 
 with job(snakemake) as context:
     from reclaim.io import atomic_path
-    from reclaim.models import fetch
+    from reclaim.fetch import fetch
 
     with atomic_path(snakemake.output.model, directory=True) as folder:
-        fetch(snakemake.params.spec, folder)
+        fetch(snakemake.params.spec, folder, snakemake.params.state)

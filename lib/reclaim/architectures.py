@@ -5,5 +5,6 @@ ARCHITECTURES = {
     "roberta": ("RobertaConfig", "masked"),
     "opt": ("OPTConfig", "causal"),
     "gpt2": ("GPT2Config", "causal"),
+    "t5": ("T5Config", "seq2seq"),
 }
 """Architecture -> (config class in `transformers`, family)."""

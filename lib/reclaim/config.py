@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from reclaim.prompting import get_template
 from reclaim.sources import check_spec
 
 METHODS_WITHOUT_TRAINING = ("zero_shot", "calibrated", "icl")
+PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def key_path(parts: Iterable[Any], root: str = "config") -> str:
@@ -90,11 +92,12 @@ def check_config(config: dict, schema_path: Path) -> None:
         _must_exist(config, "data", task["data"], f"tasks.{name}.data")
         _check_task(config, name, task)
         _check_templates(name, task)
-    for chosen in config["run"]:
-        paper, _, experiment = chosen.partition("/")
-        if experiment not in config["experiments"].get(paper, {}):
-            known = [f"{p}/{e}" for p, experiments in config["experiments"].items() for e in experiments]
-            raise InputError("config: run", repr(chosen), f"one of {', '.join(known)}")
+    for key in ("run", "on_request"):
+        for chosen in config.get(key, []):
+            paper, _, experiment = chosen.partition("/")
+            if experiment not in config["experiments"].get(paper, {}):
+                known = [f"{p}/{e}" for p, experiments in config["experiments"].items() for e in experiments]
+                raise InputError(f"config: {key}", repr(chosen), f"one of {', '.join(known)}")
     for paper, experiments in config["experiments"].items():
         for name, experiment in experiments.items():
             place = f"experiments.{paper}.{name}"
@@ -123,19 +126,43 @@ def input_names(measurement: dict) -> dict[str, list[str]]:
     return {section: list(dict.fromkeys(each)) for section, each in names.items()}
 
 
+def job_entries(measurement: dict) -> dict[str, Any]:
+    """What each job of a seed has of the key that `job_per` names: name -> the value of that key; {} without `job_per`.
+
+    Entries of a mapping go by their keys, those of a list by themselves or by their `name`.
+    """
+    entries = measurement[measurement["job_per"]] if "job_per" in measurement else {}
+    if isinstance(entries, dict):
+        return {name: {name: entry} for name, entry in entries.items()}
+    return {entry if isinstance(entry, str) else entry.get("name"): [entry] for entry in entries}
+
+
 def _check_kind(experiment: dict, schemas: Path, place: str) -> None:
     schema_path = schemas / f"{experiment['kind']}.schema.json"
     if not schema_path.exists():
         known = ", ".join(sorted(path.name.removesuffix(".schema.json") for path in schemas.glob("*.schema.json")))
         raise InputError(f"{place}.kind", repr(experiment["kind"]), f"one of {known}")
     check_schema(experiment, schema_path, place)
+    _check_parts(experiment, place)
     names = [name for each in input_names(experiment).values() for name in each]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{place}.needs", f"the name {twice[0]!r} twice", "different names for data, models, indexes")
 
 
+def _check_parts(experiment: dict, place: str) -> None:
+    if "job_per" not in experiment:
+        return
+    key = experiment["job_per"]
+    if "iterations" in experiment:
+        raise InputError(f"{place}.job_per", "iterations beside it", "one of the two")
+    names = list(job_entries(experiment))
+    if len(names) < len(experiment[key]) or not all(name and PART_NAME.fullmatch(name) for name in names):
+        expected = "a `name` for each, different, of letters, digits, dots and dashes: they name the jobs"
+        raise InputError(f"{place}.{key}", f"entries named {names}", expected)
+
+
 def family_of(config: dict, model: str) -> str:
-    """`masked` or `causal`."""
+    """`masked`, `causal` or `seq2seq`."""
     spec = config["models"][model]
     return ARCHITECTURES[spec["architecture"]][1] if spec["source"] == "scratch" else spec["family"]
 

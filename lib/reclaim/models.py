@@ -29,6 +29,7 @@ def _auto_class(objective: str):
     return {
         "masked": transformers.AutoModelForMaskedLM,
         "causal": transformers.AutoModelForCausalLM,
+        "seq2seq": transformers.AutoModelForSeq2SeqLM,
         "classification": transformers.AutoModelForSequenceClassification,
     }[objective]
 
@@ -49,6 +50,8 @@ def build(architecture: str, tokenizer, config: dict, seed: int, linear_init: st
         raise InputError("models.*.architecture", repr(architecture), f"one of {', '.join(ARCHITECTURES)}")
     class_name, objective = ARCHITECTURES[architecture]
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "pad", "eos")}
+    if objective == "seq2seq":
+        special["decoder_start_token_id"] = tokenizer.pad_token_id
     config_class = getattr(transformers, class_name)
     unknown = set(config) - set(config_class().to_dict())
     if unknown:
@@ -66,12 +69,13 @@ def build(architecture: str, tokenizer, config: dict, seed: int, linear_init: st
 
 
 def load(folder: str | Path, objective: str, seed: int = 0, num_labels: int | None = None, dtype=torch.float32):
-    """Load a model for an objective (`masked`, `causal` or `classification`) from a `save_pretrained` folder, in eval mode.
+    """Load a model for an objective (`masked`, `causal`, `seq2seq` or `classification`) from a `save_pretrained` folder.
 
-    A classification head that the folder does not hold is drawn with the model's own `initializer_range`, as a function of
-    `seed`. Dropout of the head follows the config (`classifier_dropout`).
+    It is in eval mode. A classification head that the folder does not hold is drawn with the model's own
+    `initializer_range`, as a function of `seed`. Dropout of the head follows the config (`classifier_dropout`).
 
-    Raises `InputError` when the folder holds no model, or one of another architecture than the objective needs.
+    Raises `InputError` when the folder holds no model, one of another architecture than the objective needs, or a language
+    model of which weights are missing.
     """
     from safetensors import SafetensorError
 
@@ -85,20 +89,25 @@ def load(folder: str | Path, objective: str, seed: int = 0, num_labels: int | No
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "head"))
         try:
-            model = _auto_class(objective).from_pretrained(place, **options)
+            model, found = _auto_class(objective).from_pretrained(place, output_loading_info=True, **options)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise InputError(place, first_line, f"the weights of a {objective} model in safetensors") from error
+    if objective != "classification" and found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise InputError(
+            place, f"no weights for {', '.join(missing[:3])} ({len(missing)} missing)", "all weights of the model"
+        )
     return model.eval()
 
 
 def model_family(folder: str | Path) -> str:
-    """`masked` or `causal`, by the architecture that the folder's config names.
+    """`masked`, `causal` or `seq2seq`, by the architecture that the folder's config names.
 
     Raises `InputError` for a folder without a config, and for an architecture without a language-model head.
     """
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+    from transformers.models.auto import modeling_auto
 
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
@@ -106,11 +115,15 @@ def model_family(folder: str | Path) -> str:
         raise InputError(
             str(folder), str(error).strip().splitlines()[0], "a model folder with a config.json"
         ) from error
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+    if config.is_encoder_decoder and type(config) in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return "seq2seq"
+    if type(config) in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING:
         return "masked"
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if type(config) in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING:
         return "causal"
-    raise InputError(str(folder), f"the architecture {config.model_type!r}", "a masked or causal language model")
+    raise InputError(
+        str(folder), f"the architecture {config.model_type!r}", "a masked, causal or encoder-decoder language model"
+    )
 
 
 def load_tokenizer(folder: str | Path):
@@ -137,44 +150,3 @@ def masked_lm_logits(model, hidden_states: torch.Tensor) -> torch.Tensor:
             type(model).__name__, "no lm_head or cls", "a masked language model of the RoBERTa or BERT family"
         )
     return head(hidden_states)
-
-
-def fetch(source: dict, out_dir: Path) -> None:
-    """Copy a model and its tokenizer from the Hub (pinned by a commit hash) or a local folder into `out_dir`.
-
-    Raises `InputError` when the revision is not a commit hash, or when the Hub cannot be reached or refuses.
-    """
-    import shutil
-
-    if source["source"] == "local":
-        folder = Path(source["path"])
-        if not (folder / "config.json").exists():
-            raise InputError(str(folder), "no config.json", "a model folder written by save_pretrained")
-        shutil.copytree(folder, out_dir, dirs_exist_ok=True)
-        return
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    place = f"model {source['id']} at revision {source['revision']}"
-    try:
-        names = HfApi().list_repo_files(source["id"], revision=source["revision"])
-        weights = "*.safetensors" if any(name.endswith(".safetensors") for name in names) else "pytorch_model*.bin"
-        snapshot_download(
-            source["id"],
-            revision=source["revision"],
-            local_dir=out_dir,
-            allow_patterns=["*.json", "*.txt", "*.model", weights],
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            place,
-            str(error).strip().splitlines()[0],
-            "a public or granted model on the Hub",
-            "Check the network, the id, and HF_TOKEN for gated weights.",
-        ) from error
-    if weights.endswith(".bin"):
-        # Tensors only (`weights_only`), and rewritten as safetensors, so that nothing later reads a pickle.
-        model = _auto_class(source["family"]).from_pretrained(out_dir, weights_only=True, dtype="auto")
-        model.save_pretrained(out_dir)
-        for path in out_dir.glob("pytorch_model*.bin*"):
-            path.unlink()

@@ -6,9 +6,11 @@ what they name, so that two experiments that need the same checkpoint share it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from reclaim.config import input_names, listed
+from reclaim.config import input_names, job_entries, listed
 
 Names = dict[str, dict]
 
@@ -36,10 +38,10 @@ class Plan:
     indexes: list[str] = field(default_factory=list)
 
 
-def make_plan(config: dict) -> Plan:
-    """Expand the experiments that `run` names."""
+def make_plan(config: dict, run: Sequence[str] | None = None) -> Plan:
+    """Expand the experiments `paper/experiment` of `run`, by default those that the configuration's `run` names."""
     plan = Plan()
-    for chosen in config["run"]:
+    for chosen in config["run"] if run is None else run:
         paper, _, name = chosen.partition("/")
         experiment = config["experiments"][paper][name]
         plan.seeds[chosen] = experiment["seeds"]
@@ -175,14 +177,47 @@ def _variant(config: dict, checkpoint: dict, arm: dict) -> dict:
 def measurement_jobs(plan: Plan) -> list[tuple[str, str, str]]:
     """The jobs of experiments of a kind of their own: `paper/experiment`, kind and `sSEED`.
 
-    Where an experiment has iterations, each is a job, `sSEED.iITERATION`.
+    Where an experiment has iterations, each is a job, `sSEED.iITERATION`; where it has parts, `sSEED-PART`.
     """
     jobs = []
     for chosen, spec in plan.measurements.items():
         for seed in spec["seeds"]:
-            iterations = [f".i{iteration}" for iteration in range(spec["iterations"])] if "iterations" in spec else [""]
-            jobs += [(chosen, spec["kind"], f"s{seed}{iteration}") for iteration in iterations]
+            endings = [f".i{iteration}" for iteration in range(spec["iterations"])] if "iterations" in spec else [""]
+            endings = list(measurement_parts(spec)) if "job_per" in spec else endings
+            jobs += [(chosen, spec["kind"], f"s{seed}{ending}") for ending in endings]
     return jobs
+
+
+def measurement_parts(experiment: dict) -> dict[str, dict]:
+    """What the jobs of a seed run: ending of the job's name ("", or -PART for each entry of `job_per`) -> spec.
+
+    A part needs the data sets and models that it names or that no part names. Seeds are no part of a spec, so that a new
+    seed changes no other's job.
+    """
+    spec = {key: value for key, value in experiment.items() if key not in ("seeds", "job_per")}
+    parts = {}
+    for name, entry in job_entries(experiment).items():
+        key = experiment["job_per"]
+        own = {**spec, key: entry}
+        named = set(_texts({k: v for k, v in own.items() if k not in ("data", "test", "needs")}))
+        others = set(_texts(experiment[key])) - named
+        for section in ("data", "test"):
+            if section in own:
+                own[section] = [each for each in listed(own[section]) if each not in others]
+        needs = {
+            section: [each for each in names if each not in others] for section, names in own.get("needs", {}).items()
+        }
+        parts[f"-{name}"] = own | ({"needs": needs} if needs else {})
+    return parts or {"": spec}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a part of the configuration, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for each in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts(each)
 
 
 def _kind(method: str) -> str:

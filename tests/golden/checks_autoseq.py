@@ -13,12 +13,11 @@ import torch.nn.functional as F
 
 from harness import companion
 from reclaim.autoseq.decoding import ClassDecoder
-from reclaim.autoseq.pretraining import load_t5
 from reclaim.autoseq.prompts import Prompt, Sentinels, encode_prompt, label_ids, target_ids, task_prompts
 from reclaim.autoseq.search import Constraints, SearchSettings, label_sequences, label_words, search
 from reclaim.autoseq.selection import STS_B_BORDER, grid_report, official_split, rank_by_dev, task_metrics
 from reclaim.autoseq.tuning import class_scores, regression_loss, regression_predictions, target_logits
-from reclaim.models import load_tokenizer
+from reclaim.models import load, load_tokenizer
 from reclaim.prompting.tokens import text_ids
 
 SOFT_TOKENS_FROM = 32000  # the official number of the first new token
@@ -35,7 +34,7 @@ def _tokenizer(folder: Path):
 
 @cache
 def _model(folder: Path, name: str):
-    model = load_t5(folder / name)
+    model = load(folder / name, "seq2seq")
     # A v1.1 model: a head of its own, and no scaling of the output.
     assert model.lm_head.weight.data_ptr() != model.shared.weight.data_ptr(), f"{name}: the head is tied"
     assert not torch.equal(model.lm_head.weight, model.shared.weight), f"{name}: the head is the embedding"

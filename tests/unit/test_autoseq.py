@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reclaim.autoseq.decoding import ClassDecoder
-from reclaim.autoseq.pretraining import build_t5, corrupt_spans, load_t5, pretrain_spans, random_spans, sentinel_ids
+from reclaim.autoseq.pretraining import build_t5, corrupt_spans, pretrain_spans, random_spans, sentinel_ids
 from reclaim.autoseq.prompts import Prompt, Sentinels, encode_prompt, label_ids, target_ids, task_prompt
 from reclaim.autoseq.search import (
     Candidate,
@@ -24,6 +24,7 @@ from reclaim.autoseq.search import (
 )
 from reclaim.autoseq.tuning import Examples, SoftPromptModel, class_scores, fit, target_logits
 from reclaim.errors import InputError
+from reclaim.models import load
 from reclaim.tokenization import train_tokenizer
 from reclaim.train import Recipe
 
@@ -370,12 +371,12 @@ def test_pretraining_resumes_bit_for_bit_and_survives_saving(tokenizer, tmp_path
     pretrain_spans(resumed, tokenizer, sentences, comments, recipe, seed=0, **options)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     whole.save_pretrained(tmp_path / "model")
-    loaded = load_t5(tmp_path / "model")
+    loaded = load(tmp_path / "model", "seq2seq")
     assert not loaded.config.scale_decoder_outputs
     ids = torch.tensor([[5, 6, sentinel_ids(tokenizer)[0], 1]])
     assert torch.equal(whole(input_ids=ids, labels=ids).logits, loaded(input_ids=ids, labels=ids).logits)
     with pytest.raises(InputError):
-        load_t5(tmp_path)
+        load(tmp_path, "seq2seq")
     with pytest.raises(InputError):
         build_t5(tokenizer, {"hidden": 3}, seed=0)
 

@@ -1,11 +1,9 @@
-"""Models from scratch, from a folder and from the Hub: one way to load them, and clear words where they cannot be."""
+"""Models from scratch and from a folder: one way to load them, and clear words where they cannot be."""
 
 import shutil
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 import reclaim.models as models
 from reclaim.errors import InputError
@@ -18,7 +16,6 @@ CONFIG = {
     "intermediate_size": 64,
     "max_position_embeddings": 20,
 }
-HUB = {"source": "hub", "id": "someone/model", "revision": "0" * 40, "family": "masked"}
 
 
 @pytest.fixture(scope="module")
@@ -82,56 +79,3 @@ def test_the_study_s_checkpoints_are_not_built_as_another_network(folder, tmp_pa
     shutil.copytree(folder, copy)
     with pytest.raises(InputError, match="prelayernorm"):
         models.load(copy, "masked")
-
-
-def hub(monkeypatch, source):
-    """Serve a folder in place of the Hub."""
-    asked = {}
-
-    def snapshot_download(repo_id, revision, local_dir, allow_patterns):
-        asked.update(repo_id=repo_id, revision=revision)
-        names = {path for pattern in allow_patterns for path in source.glob(pattern)}
-        local_dir.mkdir(exist_ok=True)
-        for path in names:
-            shutil.copy(path, local_dir)
-
-    def list_repo_files(self, repo_id, revision):
-        return [path.name for path in source.iterdir()]
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
-    return asked
-
-
-def test_a_hub_model_is_taken_at_its_commit(monkeypatch, folder, tmp_path):
-    asked = hub(monkeypatch, folder)
-    models.fetch(HUB, tmp_path / "fetched")
-    assert asked == {"repo_id": "someone/model", "revision": "0" * 40}
-    assert same(weights(models.load(folder, "masked")), weights(models.load(tmp_path / "fetched", "masked")))
-
-
-def test_weights_in_the_old_format_are_rewritten_as_safetensors(monkeypatch, folder, tmp_path):
-    expected = weights(models.load(folder, "masked"))
-    torch.save(expected, folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    hub(monkeypatch, folder)
-    models.fetch(HUB, tmp_path / "fetched")
-    names = {path.name for path in (tmp_path / "fetched").iterdir()}
-    assert "model.safetensors" in names and not any(name.endswith(".bin") for name in names)
-    assert same(expected, weights(models.load(tmp_path / "fetched", "masked")))
-
-
-def test_a_hub_that_cannot_be_reached_is_said_so(monkeypatch, tmp_path):
-    def fails(self, repo_id, revision):
-        raise LocalEntryNotFoundError("no connection")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fails)
-    with pytest.raises(InputError, match="someone/model.*no connection.*HF_TOKEN"):
-        models.fetch(HUB, tmp_path / "fetched")
-
-
-def test_a_local_model_is_copied(folder, tmp_path):
-    models.fetch({"source": "local", "path": str(folder), "family": "masked"}, tmp_path / "copy")
-    assert same(weights(models.load(folder, "masked")), weights(models.load(tmp_path / "copy", "masked")))
-    with pytest.raises(InputError, match="config.json"):
-        models.fetch({"source": "local", "path": str(tmp_path / "absent"), "family": "masked"}, tmp_path / "other")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from reclaim.plan import make_plan, masking_name, measurement_jobs
+from reclaim.plan import make_plan, masking_name, measurement_jobs, measurement_parts
 
 CONFIG = yaml.safe_load((Path(__file__).parents[2] / "config.yaml").read_text())
 
@@ -78,3 +78,37 @@ def test_each_iteration_is_a_job_and_what_an_experiment_needs_is_made():
     assert jobs[:4] == [f"mezo/rounds/x.s{seed}.i{iteration}" for seed in (3, 4) for iteration in (0, 1)]
     assert all(job.startswith("mezo/trajectory/trajectory.s") and ".i" not in job for job in jobs[4:])
     assert (plan.indexes, plan.models, plan.data) == (["by-words"], ["encoder", "judge"], ["passages"])
+
+
+def test_each_part_is_a_job_that_needs_what_it_names():
+    experiment = {
+        "kind": "x",
+        "seeds": [3, 4],
+        "job_per": "models",
+        "data": ["reviews", "news"],
+        "data_sets": {"reviews": {"data": "reviews"}, "news": {"data": "news"}},
+        "needs": {"models": ["small-1.5b", "large", "judge"]},
+        "models": {"small-1.5b": {"size": "smallest"}, "large": {"size": "largest"}},
+    }
+    parts = measurement_parts(experiment)
+    assert list(parts) == ["-small-1.5b", "-large"]
+    assert parts["-large"]["models"] == {"large": {"size": "largest"}}
+    assert parts["-large"]["needs"] == {"models": ["large", "judge"]}
+    assert parts["-large"]["data"] == ["reviews", "news"]
+    by_task = {
+        **experiment,
+        "job_per": "tasks",
+        "tasks": [{"name": "a", "data": "news"}, {"name": "b", "data": "reviews"}],
+    }
+    del by_task["data_sets"]
+    assert [spec["data"] for spec in measurement_parts(by_task).values()] == [["news"], ["reviews"]]
+    config = copy.deepcopy(CONFIG)
+    config["experiments"]["mezo"]["rounds"] = experiment
+    jobs = [f"{kind}.{name}" for _, kind, name in measurement_jobs(make_plan(config, ["mezo/rounds"]))]
+    assert jobs == [f"x.s{seed}-{model}" for seed in (3, 4) for model in ("small-1.5b", "large")]
+
+
+def test_a_seed_is_no_part_of_what_another_job_runs():
+    experiment = CONFIG["experiments"]["icl"]["settings"]
+    more = {**experiment, "seeds": [*experiment["seeds"], 999]}
+    assert measurement_parts(experiment) == measurement_parts(more)

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from reclaim.autoseq.arms import Models, Split, Task, encode_rows
-from reclaim.autoseq.pretraining import build_t5, load_t5, pretrain_spans
+from reclaim.autoseq.pretraining import build_t5, pretrain_spans
 from reclaim.autoseq.prompts import target_ids
 from reclaim.autoseq.selection import task_metrics
 from reclaim.autoseq.tuning import class_scores
 from reclaim.data import load_info, load_split
 from reclaim.errors import InputError
 from reclaim.io import atomic_path, read_json, write_json
-from reclaim.models import load_tokenizer
+from reclaim.models import load, load_tokenizer
 from reclaim.provenance import fingerprint
 from reclaim.sampling import evaluation_sample
 from reclaim.tokenization import train_tokenizer
@@ -115,15 +115,15 @@ def _models(spec, seed: int, data, device, folder: Path, run: str) -> tuple[Mode
         raise InputError("autoseq experiment", "both or neither", expected)
     if "models" in spec:
         folders = [data[spec["models"][role]] for role in ("search", "tuning")]
-        searched = load_t5(folders[0]).to(device)
-        tuned = searched if folders[0] == folders[1] else load_t5(folders[1]).to(device)
+        searched = load(folders[0], "seq2seq").to(device)
+        tuned = searched if folders[0] == folders[1] else load(folders[1], "seq2seq").to(device)
         return Models(searched, tuned, load_tokenizer(folders[0])), outcome
     if not (folder / "record.json").exists():
         _pretrain(spec, seed, data, device, folder, run)
     record = read_json(folder / "record.json")
     outcome["metrics"] = record["metrics"]
     outcome["curves"], outcome["costs"] = record["curves"], record["costs"]
-    model = load_t5(folder).to(device)
+    model = load(folder, "seq2seq").to(device)
     return Models(model, model, load_tokenizer(folder)), outcome
 
 

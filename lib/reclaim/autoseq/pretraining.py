@@ -14,7 +14,6 @@ not T5's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,25 +48,6 @@ def build_t5(tokenizer, config: dict[str, Any], seed: int):
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "init"))
         return T5ForConditionalGeneration(model_config).eval()
-
-
-def load_t5(folder: str | Path, dtype=torch.float32):
-    """Load an encoder-decoder model from a `save_pretrained` folder, in eval mode.
-
-    Raises `InputError` for a folder that does not hold one in safetensors.
-    """
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(
-            str(folder), dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise InputError(str(folder), first_line, "an encoder-decoder model in safetensors") from error
-    return model.eval()
 
 
 def sentinel_ids(tokenizer) -> list[int]:

@@ -1,0 +1,137 @@
+"""Models of the Hub, at a pinned commit, as folders that `from_pretrained` reads; and how large a run's downloads are.
+
+Pickled weights are read as tensors only and rewritten as safetensors, one file at a time, so that neither memory nor disk
+has to hold a model twice. A download that was broken off goes on from its files in the state folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from reclaim.errors import InputError
+from reclaim.io import read_json, write_json
+
+DATA_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".gz", ".zip", ".zst")
+
+
+def fetch(source: Mapping[str, Any], out_dir: str | Path, state_dir: str | Path | None = None) -> None:
+    """Bring a model and its tokenizer into `out_dir`: from the Hub at a commit hash, or from a local folder.
+
+    `state_dir` keeps what is downloaded until all of it is there (default: inside `out_dir`).
+
+    Raises `InputError` when the folder holds no model, and when the Hub cannot be reached or refuses.
+    """
+    out_dir = Path(out_dir)
+    if source["source"] == "local":
+        folder = Path(source["path"])
+        if not (folder / "config.json").exists():
+            raise InputError(str(folder), "no config.json", "a model folder written by save_pretrained")
+        shutil.copytree(folder, out_dir, dirs_exist_ok=True)
+        return
+    from huggingface_hub import HfApi, snapshot_download
+
+    state = Path(state_dir) if state_dir else out_dir / ".download"
+    state.mkdir(parents=True, exist_ok=True)
+    try:
+        names = model_files(HfApi().list_repo_files(source["id"], revision=source["revision"]))
+        snapshot_download(source["id"], revision=source["revision"], local_dir=state, allow_patterns=names)
+    except _hub_errors() as error:
+        raise InputError(
+            f"model {source['id']} at revision {source['revision']}",
+            str(error).strip().splitlines()[0],
+            "a public or granted model on the Hub",
+            "Check the network, the id, and HF_TOKEN for gated weights.",
+        ) from error
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for path in sorted(state.iterdir()):
+        if path.is_file() and path.suffix == ".bin":
+            rewrite_weights(path, out_dir)
+            path.unlink()
+        elif path.is_file() and not path.name.endswith(".bin.index.json"):
+            shutil.move(path, out_dir / path.name)
+    for path in state.glob("*.bin.index.json"):
+        index = read_json(path)
+        index["weight_map"] = {name: _safe_name(file) for name, file in index["weight_map"].items()}
+        write_json(index, out_dir / _safe_name(path.name))
+    shutil.rmtree(state)
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """What the Hub's client raises where there is no network, no such repository or no right to read it."""
+    import httpx2  # the HTTP client of huggingface_hub 2
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    return httpx2.HTTPError, LocalEntryNotFoundError, OSError
+
+
+def model_files(names: Sequence[str]) -> list[str]:
+    """Of the files of a repository, those that make a model: configuration, tokenizer, and one format of the weights."""
+    top = [name for name in names if "/" not in name]
+    weights = [name for name in top if name.startswith("model") and name.endswith(".safetensors")]
+    old = [] if weights else [name for name in top if name.startswith("pytorch_model") and name.endswith(".bin")]
+    indexes = () if weights else ("pytorch_model.bin.index.json",)
+    others = [name for name in top if name.endswith((".json", ".txt", ".model"))]
+    kept = [name for name in others if not name.endswith(".bin.index.json") or name in indexes]
+    return sorted([*kept, *weights, *old])
+
+
+def rewrite_weights(path: Path, out_dir: Path) -> None:
+    """Write the tensors of a pickled file as safetensors; those that share memory get copies of their own."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone().contiguous() if storage in seen else tensor.contiguous()
+        seen.add(storage)
+    save_file(tensors, out_dir / _safe_name(path.name), metadata={"format": "pt"})
+
+
+def _safe_name(name: str) -> str:
+    """`pytorch_model-00001-of-00002.bin` -> `model-00001-of-00002.safetensors`, and so for the index."""
+    return name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+
+
+# --------------------------------------------------------------------------------------------------------------- sizes
+
+
+def download_bytes(section: str, spec: Mapping[str, Any]) -> int:
+    """Bytes that a model (`section` models) or data set (data) of the Hub takes to download; asks the Hub.
+
+    For a data set with configurations this counts the data files of the one that is named.
+    """
+    from huggingface_hub import HfApi
+
+    if "path" in spec:
+        return 0
+    ask = HfApi().model_info if section == "models" else HfApi().dataset_info
+    files = ask(spec["id"], revision=spec["revision"], files_metadata=True).siblings
+    sizes = {file.rfilename: file.size or 0 for file in files}
+    if section == "models":
+        return sum(sizes[name] for name in model_files(list(sizes)))
+    data = {name: size for name, size in sizes.items() if name.endswith(DATA_SUFFIXES)}
+    own = {name: size for name, size in data.items() if spec.get("name") in name.split("/")}
+    return sum((own or data).values())
+
+
+def print_sizes(specs: Mapping[str, Mapping[str, Any]], stream: TextIO) -> None:
+    """Print what each folder (`.../models/NAME` or `.../data/NAME`) takes to download, and the sum of those still missing.
+
+    Raises `InputError` when the Hub cannot be reached or lacks one.
+    """
+    missing = 0
+    for path, spec in specs.items():
+        try:
+            size = download_bytes(Path(path).parent.name, spec)
+        except _hub_errors() as error:
+            place = f"{spec['id']} at revision {spec['revision']}"
+            raise InputError(place, str(error).strip().splitlines()[0], "an answer of the Hub") from error
+        missing += 0 if Path(path).exists() else size
+        state = "there" if Path(path).exists() else "missing"
+        print(f"{size / 1e9:10.3f} GB  {state:8} {path}  ({spec.get('id', spec.get('path'))})", file=stream)
+    print(f"{missing / 1e9:10.3f} GB to download", file=stream)
