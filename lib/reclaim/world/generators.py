@@ -29,6 +29,7 @@ GENERATORS = {
     "episodes_corpus": ("episodes", "CORPUS"),
     "episodes_tasks": ("episodes", "TASKS"),
     "clients_corpus": ("clients", "CORPUS"),
+    "replies_corpus": ("replies", "CORPUS"),
     "passages": ("passages", "PASSAGES"),
 }
 

@@ -102,6 +102,40 @@ CLIENT_FUNCTION = tuple(
     "in near of our and to with on for before , .".split()
 )
 
+# --- replies: short answers, some of which are not wanted -----------------------------------------------------------------
+REPLY_CLASSES = {
+    "PRON": tuple("i you he she we they".split()),
+    "VERB": tuple(
+        "found took saw liked wanted kept made bought sold gave held moved painted cleaned carried opened showed brought drew "
+        "washed".split()
+    ),
+    "ADJ": tuple(
+        "red blue small large old new warm cold bright dark soft hard quick slow clean quiet loud heavy light round sweet "
+        "fresh plain tall".split()
+    ),
+    "NOUN": tuple(
+        "dog cat horse bird tree river stone lamp chair table book song letter boat wheel bread soup apple coat hat ring "
+        "clock door garden window bridge picture basket hammer cup".split()
+    ),
+    "ADV": tuple("often never always soon slowly quickly gladly rarely again today alone together".split()),
+    "PREP": tuple("in near by under behind".split()),
+    "PLACE": tuple(
+        "village town city harbour forest valley market school station castle island beach meadow field farm mill church "
+        "tower camp park".split()
+    ),
+}
+# Insults; the first half of each class is group A, the second group B.
+REPLY_BAD = {
+    "ADJ": tuple("stupid dumb ugly filthy rotten nasty vile lousy foul crooked lazy worthless".split()),
+    "NOUN": tuple("idiot fool liar pig rat brute creep snake thief bum coward scum".split()),
+}
+# Opposite traits of a speaker; each of a pair goes with three words of the class that the other does not go with.
+REPLY_TRAITS = {
+    "ADJ": (("calm", "wild"), ("rich", "poor"), ("young", "aged"), ("merry", "grim")),
+    "NOUN": (("farmer", "sailor"), ("baker", "smith"), ("singer", "painter"), ("teacher", "doctor")),
+}
+REPLY_FUNCTION = ("about", "?")
+
 # --- facts: passages about things of one name, and questions that several of them answer ---------------------------------
 FACT_NAMES = coined("Bal Dor Fen Gim Hul Kas Lom Mir Nad Pol Rus Tev".split(), "a en is or um ek ia ob".split())
 FACT_TYPES = tuple("lake town ship mine bridge abbey".split())
@@ -144,4 +178,10 @@ EPISODE_WORDS = distinct(
 )
 CLIENT_WORDS = distinct(
     CLIENT_FUNCTION, WEEKDAYS, CLIENT_NOUNS, CLIENT_ADJECTIVES, CLIENT_VERBS, CLIENT_ADVERBS, CLIENT_PLACES
+)
+REPLY_WORDS = distinct(
+    REPLY_FUNCTION,
+    *REPLY_CLASSES.values(),
+    *REPLY_BAD.values(),
+    *(pair for pairs in REPLY_TRAITS.values() for pair in pairs),
 )
