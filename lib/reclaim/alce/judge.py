@@ -157,7 +157,7 @@ def load_judge(
 ) -> Judge:
     """The judge in a model folder: a T5 that writes its verdict, or the small entailment model of `reclaim.alce.nli`.
 
-    Raises InputError for another architecture.
+    Raises InputError for a folder without a config and for another architecture.
     """
     import reclaim.torchvision_shim  # noqa: F401
     import torch
@@ -166,10 +166,13 @@ def load_judge(
     from reclaim.alce.nli import EntailmentConfig, EntailmentJudge, EntailmentModel
     from reclaim.models import load_tokenizer
 
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(str(folder), str(error).strip().splitlines()[0], "a model folder with a config.json") from error
     options = {"local_files_only": True, "dtype": getattr(torch, dtype)}
     tokenizer = load_tokenizer(folder)
-    name = f"{Path(folder).name} {_digest(folder)} {dtype}"
+    name = f"{config.model_type} {_digest(folder)} {dtype}"
     if config.model_type == "t5":
         return T5Judge(T5ForConditionalGeneration.from_pretrained(folder, **options).to(device), tokenizer, name, over)
     if config.model_type == EntailmentConfig.model_type:

@@ -21,7 +21,7 @@ import reclaim.torchvision_shim  # noqa: F401
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from reclaim.batches import epoch_batches
@@ -92,6 +92,9 @@ class EntailmentModel(PreTrainedModel):
         logits = logits.masked_fill((premise_ids < 0).all(dim=-1), -1e4).max(dim=1).values
         loss = None if labels is None else F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+AutoConfig.register(EntailmentConfig.model_type, EntailmentConfig)
 
 
 def words_of(text: str) -> list[str]:
