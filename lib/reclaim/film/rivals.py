@@ -159,9 +159,12 @@ class _Search:
 
     @torch.no_grad()
     def tokens(self, embeddings: torch.Tensor, labels: torch.Tensor) -> list[int]:
-        """The nearest word (cosine) of each embedding, and for the last, which has no target behind it, of its label."""
-        similar = F.normalize(embeddings, dim=1) @ F.normalize(self.table, dim=1).T
-        return [*similar[:-1].argmax(1).tolist(), int(labels[-1].argmax())]
+        """The word whose embedding is nearest (cosine) to the first dummy's; of all others the likeliest label.
+
+        The nearest word of the other dummies was measured to be wrong far more often than the label.
+        """
+        similar = F.normalize(embeddings[:1], dim=1) @ F.normalize(self.table, dim=1).T
+        return [int(similar.argmax()), *labels[1:].argmax(1).tolist()]
 
 
 def _random_move(length: int, generator: torch.Generator) -> list[int]:
