@@ -9,9 +9,9 @@ of the candidate as a text: decoded and read again, cut and padded to 20 tokens 
 The client's gradient has no part in it; the premise is that gradients are small on text that was trained on.
 
 Differences: all candidates of a step are scored in one forward and one backward pass (`reorder_scores`); sets of cuts are
-enumerated, not laid out in a dense table of L^k; one private generator draws everything; a candidate without a token has an
-infinite score, where the official code fails; the loop compares a score with the score before and not, at first, with
-another quantity.
+enumerated, not laid out in a dense table of L^k; one private generator draws everything; a candidate without tokens, on
+which the official code fails, has an infinite score, and so has one that the model's vocabulary cannot read; the loop
+compares a score with the score before and not, at first, with another quantity.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def reorder(model, tokenizer, text: str, options: ReorderOptions, rng: np.random
     score = _Score(model, tokenizer, options)
     ids = tokenizer(start, add_special_tokens=False)["input_ids"]
     stages = {"start": (start, float(score([[start]])[0]))}
+    if not np.isfinite(stages["start"][1]):
+        return Reordered(*stages["start"], stages)
     ids, value = _coarse(model, tokenizer, ids, stages["start"][1], score, options, rng)
     stages["coarse"] = (tokenizer.decode(ids), value)
     ids, value = _fine(tokenizer, ids, value, score, options, rng, list(pool))

@@ -40,7 +40,7 @@ def reorder_scores(
     pad_length: int = PAD_LENGTH,
     batch_size: int = 256,
 ) -> Scores:
-    """Score candidates, each a list of pieces of text; without a token in its first piece a candidate scores infinity.
+    """Score candidates, each a list of pieces of text; one whose first piece has no two tokens of the model's scores infinity.
 
     Norm: of the gradient of the second LayerNorm weight of `block` under the mean token loss of all pieces, each cut at
     `pad_length` and padded to it with end tokens, which count as labels and are not masked. Perplexity: of the first piece,
@@ -67,6 +67,9 @@ def _score(model, tokenizer, candidates, layer, pad_length: int) -> tuple[np.nda
     """Gradient norms and mean token losses (infinite for no target) of candidates."""
     owner = torch.tensor([number for number, pieces in enumerate(candidates) for _ in pieces])
     flat = tokenizer([piece for pieces in candidates for piece in pieces], add_special_tokens=False)["input_ids"]
+    # Words run together may be read as pieces that a vocabulary of whole words has no row for.
+    readable = [all(token < model.config.vocab_size for token in piece) for piece in flat]
+    flat = [piece if fits else [] for piece, fits in zip(flat, readable, strict=True)]
     starts = np.cumsum([0, *(len(pieces) for pieces in candidates)])[:-1]
     width = max(pad_length, max((len(flat[start]) for start in starts), default=0))
     ids = torch.full((len(flat), width), tokenizer.eos_token_id, dtype=torch.long)

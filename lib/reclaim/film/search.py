@@ -251,13 +251,8 @@ def repeated_ngrams(
     `tokens` (beams, height, positions), `lengths` (beams, height), `column_of` (vocabulary,) the column of a token or -1.
     Bool (beams, height, num_columns).
     """
-    beams, height, _ = tokens.shape
+    beams, height, positions = tokens.shape
     device = tokens.device
-    grams = tokens.unfold(2, size, 1)
-    ends = torch.arange(grams.shape[2], device=device) + size - 1
-    # A first token alone was given and is no n-gram that the search made.
-    known = (ends < lengths[..., None]) & (ends > 0)
-    grams, known = grams.reshape(beams, -1, size), known.reshape(beams, -1)
     at = (lengths[..., None] - (size - 1) + torch.arange(size - 1, device=device)).clamp(min=0)
     suffix = tokens.gather(2, at)
     long_enough = lengths >= size - 1
@@ -269,7 +264,12 @@ def repeated_ngrams(
         last = grams[..., -1].expand(beams, -1)[beam, gram]
         banned[beam, place, column_of[last]] = True  # column -1, which is dropped, takes what is outside the bag
 
-    ban(grams, known)
+    if positions >= size:
+        grams = tokens.unfold(2, size, 1)
+        ends = torch.arange(grams.shape[2], device=device) + size - 1
+        # A first token alone was given and is no n-gram that the search made.
+        known = (ends < lengths[..., None]) & (ends > 0)
+        ban(grams.reshape(beams, -1, size), known.reshape(beams, -1))
     if previous is not None and len(previous):
         ban(previous[None], torch.ones(1, len(previous), dtype=torch.bool, device=device))
     return banned[..., :-1]
