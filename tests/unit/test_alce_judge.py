@@ -87,7 +87,9 @@ def t5_folder(tmp_path_factory):
     return folder
 
 
-T5_PAIRS = [(" ".join(f"w{(number * step) % 20}" for step in range(1, 3 + number)), f"w{number}") for number in range(9)]
+T5_PAIRS = [
+    (" ".join(f"w{(number * step) % 20}" for step in range(1, 3 + number)), f"w{number}") for number in range(9)
+]
 
 
 @pytest.mark.parametrize("over", ["pair", "vocabulary"])
@@ -141,7 +143,9 @@ def test_small_judge_learns_the_world_and_is_kept(tmp_path):
     fresh, anew = prepare_judge(SPEC, 5, data={}, state_dir=tmp_path / "other")
     assert anew == rows
     assert (tmp_path / "other" / "judge" / "model.safetensors").read_bytes() == weights
-    assert cached.judge.name == fresh.judge.name != prepare_judge(SPEC, 6, data={}, state_dir=tmp_path / "6")[0].judge.name
+    assert (
+        cached.judge.name == fresh.judge.name != prepare_judge(SPEC, 6, data={}, state_dir=tmp_path / "6")[0].judge.name
+    )
 
 
 def test_padding_changes_nothing():

@@ -48,7 +48,7 @@ def _divergence(p: np.ndarray, mixtures: np.ndarray) -> np.ndarray:
 
 
 def _area(x: np.ndarray, y: np.ndarray) -> float:
-    order = np.argsort(x, kind="stable")
+    order = np.lexsort((-y, x))  # along the curve, also where x stays the same
     return float(np.trapezoid(y[order], x[order]))
 
 
