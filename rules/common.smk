@@ -43,6 +43,7 @@ wildcard_constraints:
     dataset="[^/]+",
     tokenizer="[^/]+",
     model="[^/]+",
+    index="[^/]+",
     checkpoint="[^/]+",
     paper="[a-z_]+",
     experiment="[a-z_]+",

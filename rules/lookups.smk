@@ -20,6 +20,15 @@ def tokenizer_inputs(wildcards):
     return {"data": [f"{RESULTS}/data/{name}" for name in spec["data"]]}
 
 
+def index_inputs(wildcards):
+    """The passages of an index, and the model that encodes them."""
+    spec = config["indexes"][wildcards.index]
+    inputs = {"data": f"{RESULTS}/data/{spec['data']}"}
+    if "model" in spec:
+        inputs["model"] = f"{RESULTS}/models/{spec['model']}"
+    return inputs
+
+
 def checkpoint_inputs(wildcards):
     spec = PLAN.checkpoints[wildcards.checkpoint]
     model = config["models"][spec["model"]]

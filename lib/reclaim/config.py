@@ -85,6 +85,10 @@ def check_config(config: dict, schema_path: Path) -> None:
             _must_exist(config, "models", tokenizer["model"], f"tokenizers.{name}.model")
         for data in tokenizer.get("data", []):
             _must_exist(config, "data", data, f"tokenizers.{name}.data")
+    for name, index in config.get("indexes", {}).items():
+        _must_exist(config, "data", index["data"], f"indexes.{name}.data")
+        if "model" in index:
+            _must_exist(config, "models", index["model"], f"indexes.{name}.model")
     for name, model in config["models"].items():
         if "tokenizer" in model:
             _must_exist(config, "tokenizers", model["tokenizer"], f"models.{name}.tokenizer")

@@ -6,13 +6,16 @@ has one in safetensors (GTR's projection), comes behind it; then the vector is n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import reclaim.torchvision_shim  # noqa: F401
 import torch
 
+from reclaim.data_local import sha256
 from reclaim.errors import InputError
 from reclaim.models import load_tokenizer
 from reclaim.scoring import pad_right
@@ -85,3 +88,18 @@ def load_encoder(folder: str | Path, device: torch.device | str = "cpu", dtype=t
 
         options["projection"] = load_file(projection)["linear.weight"].to(device)
     return TextEncoder(model.to(device), load_tokenizer(folder), **options)
+
+
+def index_encoder(spec: Mapping[str, Any], folder: str | Path, device: torch.device | str = "cpu") -> TextEncoder:
+    """The encoder of a dense index, by the keys of its spec (`pooling`, `normalize`, `dtype`, `max_length`)."""
+    options = {key: spec[key] for key in ("pooling", "normalize", "max_length") if key in spec}
+    return load_encoder(folder, device, getattr(torch, spec.get("dtype", "float32")), **options)
+
+
+def model_digest(folder: str | Path) -> str:
+    """A checksum of an encoder's files, which says whether vectors were made by it."""
+    found = hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            found.update(f"{path.relative_to(folder)} {sha256(path)}\n".encode())
+    return found.hexdigest()

@@ -110,8 +110,8 @@ def make_backend(spec: Mapping[str, Any], encode: Encode | None = None, place: s
     raise InputError(f"{place}.backend", repr(spec["backend"]), "bm25 or dense")
 
 
-NOT_SETTINGS = ("backend", "data", "split", "shards", "model", "query_model", "pooling", "max_length")
-"""Keys of an entry of `indexes:` that are not the backend's."""
+NOT_SETTINGS = ("backend", "data", "split", "shards", "model", "pooling", "normalize", "dtype", "max_length")
+"""Keys of an entry of `indexes:` that are not the backend's: those of the encoder are for `reclaim.encoders`."""
 
 
 def build_index(
