@@ -82,7 +82,7 @@ def load(folder: str | Path, objective: str, seed: int = 0, num_labels: int | No
     place = str(folder)
     if not (Path(folder) / "config.json").exists():
         raise InputError(place, "no config.json", "a folder written by save_pretrained")
-    refuse_post_norm(place, read_json(Path(folder) / "config.json"))
+    refuse_post_norm(place, _config(folder))
     options = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
     if objective == "classification":
         options["num_labels"] = num_labels
@@ -98,7 +98,17 @@ def load(folder: str | Path, objective: str, seed: int = 0, num_labels: int | No
         raise InputError(
             place, f"no weights for {', '.join(missing[:3])} ({len(missing)} missing)", "all weights of the model"
         )
+    # A sum is not finite if a term is not, and needs no copy.
+    if broken := [name for name, weight in model.named_parameters() if not weight.sum(dtype=torch.float32).isfinite()]:
+        raise InputError(place, f"NaN or infinity in {broken[0]} ({len(broken)} such tensors)", "finite weights")
     return model.eval()
+
+
+def _config(folder: str | Path) -> dict:
+    try:
+        return read_json(Path(folder) / "config.json")
+    except ValueError as error:
+        raise InputError(f"{folder}/config.json", f"no JSON ({error})", "the config of a model") from error
 
 
 def model_family(folder: str | Path) -> str:
@@ -127,14 +137,23 @@ def model_family(folder: str | Path) -> str:
 
 
 def load_tokenizer(folder: str | Path):
-    """Load the tokenizer of a `save_pretrained` folder."""
+    """Load the tokenizer of a `save_pretrained` folder.
+
+    Raises `InputError` when there is none, and when the folder holds a model that has no embedding for some of its ids.
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # `tokenizers` raises plain exceptions for files that it cannot read
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(str(folder), first_line, "a tokenizer written by save_pretrained") from error
+    if (Path(folder) / "config.json").exists():
+        embeddings = _config(folder).get("vocab_size") or math.inf
+        if model_vocab_size(tokenizer) > embeddings:
+            found = f"a tokenizer of {model_vocab_size(tokenizer)} ids beside a model with {embeddings} embeddings"
+            raise InputError(str(folder), found, "a tokenizer whose every id the model knows", "Is it another model's?")
+    return tokenizer
 
 
 def masked_lm_logits(model, hidden_states: torch.Tensor) -> torch.Tensor:

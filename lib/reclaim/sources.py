@@ -39,5 +39,5 @@ def source_files(spec: dict[str, Any], place: str) -> list[str]:
 
 
 def _module(spec: dict[str, Any]) -> ModuleType:
-    kind = spec.get("kind")
+    kind = str(spec.get("kind"))  # not yet checked: it may be anything
     return import_module(f"reclaim.{MODULES[kind]}" if kind in MODULES else "reclaim.data")
