@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from reclaim.film.bag import read_bag
+from reclaim.film.bag import read_bag, standing_out
 from reclaim.film.gradients import client_gradient, embedding_names, mean_hidden_norm, padded
 from reclaim.film.search import SearchOptions, official_search, start_tokens
 from reclaim.film.start_search import end_tokens, start_search
@@ -31,20 +31,23 @@ TARGET_ERRORS = (0.8, 1.0, 1.2)
 class Attacker:
     """The eavesdropper: the model that is attacked, its tokenizer, how the search is set.
 
-    `hidden_norm` (H of the kH/N rule) is taken on public text.
+    `hidden_norm` (H of the kH/N rule) is taken on public text; `starts` and `ends` are the tokens of the vocabulary that begin
+    and end sentences.
     """
 
     model: Any
     tokenizer: Any
     options: SearchOptions
+    starts: tuple[int, ...]
     ends: tuple[int, ...]
     hidden_norm: float
 
     @classmethod
     def of(cls, model, tokenizer, options: SearchOptions, public: Sequence[str]) -> Attacker:
         """An attacker who knows some public sentences."""
-        ends = tuple(end_tokens(tokenizer, model.config.vocab_size))
-        return cls(model, tokenizer, options, ends, mean_hidden_norm(model, *padded(model, tokenizer, public)))
+        size = model.config.vocab_size
+        starts, ends = tuple(start_tokens(range(size), tokenizer, 1)), tuple(end_tokens(tokenizer, size))
+        return cls(model, tokenizer, options, starts, ends, mean_hidden_norm(model, *padded(model, tokenizer, public)))
 
     def official(self, bag: Sequence[int], batch_size: int, counts: Mapping[int, int] | None = None) -> list[str]:
         """Texts that the official search finds, cut; without `counts`, each word may come as often as fits."""
@@ -92,40 +95,51 @@ class Attacker:
 
 @dataclass(frozen=True)
 class Observed:
-    """What the eavesdropper receives of one batch: the gradient of the word embeddings and the number of targets."""
+    """What the eavesdropper receives of one batch: the gradient of the word embeddings, and how large the batch is.
+
+    `truth`, the counts of its tokens, is for scoring and for the oracle.
+    """
 
     words: Any
     num_targets: int
+    batch_size: int
     truth: dict[int, int]
 
     def bag(self, rule: Mapping[str, Any], attacker: Attacker, targets: float = 1.0) -> list[int]:
         """The bag by a rule (`rule` and its parameters); the number of targets is known up to the factor `targets`.
 
-        Sentence ends are added by hand. The rule `size` is given the size of the true bag.
+        Sentence ends are added by hand; with `starts: true` in the rule, so are the start tokens that stand out among start
+        tokens. The rule `size` is given the size of the true bag.
         """
+        rule, add = dict(rule), list(attacker.ends)
+        if rule.pop("starts", False):
+            add += standing_out(self.words.float().norm(dim=1), attacker.starts, self.batch_size)
         return read_bag(
             self.words,
             num_targets=round(targets * self.num_targets),
             hidden_norm=attacker.hidden_norm,
             size=len(self.truth),
-            add=attacker.ends,
+            add=add,
             **rule,
         )
 
 
 def observe(model, tokenizer, sentences: Sequence[str]) -> Observed:
-    """The client's step on a batch. `truth`, the counts of its tokens, is for scoring and for the oracle."""
+    """The client's step on a batch."""
     ids, mask = padded(model, tokenizer, sentences)
     word_name = embedding_names(model)[0]
     sent = client_gradient(model, ids, mask, [word_name])
     tokens, counts = np.unique(ids[mask].cpu().numpy(), return_counts=True)
     truth = dict(zip(tokens.tolist(), counts.tolist(), strict=True))
-    return Observed(sent.gradients[word_name], sent.num_targets, truth)
+    return Observed(sent.gradients[word_name], sent.num_targets, len(sentences), truth)
 
 
 def rule_label(rule: Mapping[str, Any]) -> str:
-    """`scaled-0.35`, `nonzero`: a rule and its parameters in one word."""
-    return "-".join([rule["rule"], *(f"{value:g}" for key, value in sorted(rule.items()) if key != "rule")])
+    """`scaled-0.35-starts`, `nonzero`: a rule and its parameters in one word."""
+    settings = (
+        key if value is True else f"{value:g}" for key, value in sorted(rule.items()) if key != "rule" and value
+    )
+    return "-".join([rule["rule"], *settings])
 
 
 Scores = dict[str, dict[str, float]]

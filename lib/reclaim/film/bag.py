@@ -9,7 +9,7 @@ and a threshold is needed. The paper names none; the rules here are those of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -114,6 +114,20 @@ def read_bag(
     else:
         raise InputError("film bag rule", repr(rule), f"one of {', '.join(RULES)}")
     return sorted(set(found).union(add)) if found else []
+
+
+def standing_out(norms: torch.Tensor, among: Sequence[int], most: int) -> list[int]:
+    """Ids of `among`, at most `most`, above the largest gap of their sorted log-norms.
+
+    For tokens that begin sentences, under a tied head: they are inputs and never targets, so that their rows are too short
+    for a threshold made for targets, but the head adds next to nothing to the rows of those that are absent.
+    """
+    ids = torch.tensor(sorted(among), dtype=torch.long, device=norms.device)
+    if len(ids) < 2:
+        return ids.tolist()
+    ordered, places = norms[ids].clamp(min=torch.finfo(norms.dtype).tiny).log().sort(descending=True)
+    kept = 1 + int((ordered[:-1] - ordered[1:])[:most].argmax())
+    return sorted(ids[places[:kept]].tolist())
 
 
 def longest_input(position_gradient: torch.Tensor) -> int:
