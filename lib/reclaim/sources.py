@@ -10,7 +10,11 @@ from typing import Any
 from reclaim.errors import InputError
 from reclaim.world.generators import GENERATORS, module_name
 
-MODULES = {"segmentation": "vision.images", "labelled_images": "vision.image_sets"}
+MODULES = {
+    "segmentation": "vision.images",
+    "labelled_images": "vision.image_sets",
+    "cited_qa": "alce.data",
+}
 """Kind -> module of this package with its `check_spec`, `materialize` and `source_files`; other kinds: `reclaim.data`."""
 
 
