@@ -23,7 +23,8 @@ from reclaim.film.start_search import end_tokens, start_search
 from reclaim.metrics.recovery import cut
 from reclaim.seeding import derive
 
-ATTACKERS = ("film", "strongest")
+# Each attacker with its search: FILM as published, and the strongest reading with the better search.
+ATTACKERS = {"film": "official", "strongest": "per_start"}
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,13 @@ def residuals(client, sent: dict[str, torch.Tensor], known: Knowledge) -> torch.
     return span_residuals(known.model, basis, known.max_length - 1, adapter)
 
 
-def write_sentence(known: Knowledge, bag: Sequence[int], batch_size: int, search: str, num_beams: int) -> str:
-    """The first sentence that a search makes of a bag: `official` (two groups, n = 2) or `per_start`; cut at its end.
+def write_sentence(known: Knowledge, bag: Sequence[int], batch_size: int, attacker: str, num_beams: int) -> str:
+    """The first sentence that an attacker's search makes of a bag, cut at its end (`official`: two groups, n = 2).
 
     Lengths and counts are not known to it. An empty text where there is no result.
     """
     starts = start_tokens(bag, known.tokenizer, batch_size)
-    if search == "official":
+    if ATTACKERS[attacker] == "official":
         options = SearchOptions(known.max_length, num_beams, num_groups=2, no_repeat_ngram_size=2)
         counts = dict.fromkeys(bag, known.max_length)
         found = official_search(known.model, counts, starts, known.tokenizer.eos_token_id, options)
