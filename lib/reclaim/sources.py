@@ -14,6 +14,7 @@ MODULES = {
     "segmentation": "vision.images",
     "labelled_images": "vision.image_sets",
     "cited_qa": "alce.data",
+    "answer_judgements": "alce.human_data",
 }
 """Kind -> module of this package with its `check_spec`, `materialize` and `source_files`; other kinds: `reclaim.data`."""
 
