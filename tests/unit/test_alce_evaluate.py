@@ -106,6 +106,13 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(InputError, match=place):
             evaluate(*arguments)
+    cached = CachedJudge(EXACT)
+    for fields, place in (({"output": ["one", "two"]}, "item 1: output"), ({"docs": [{"title": ""}]}, "item 1: docs")):
+        with pytest.raises(InputError, match=place):
+            evaluate([items[0], {**items[1], **fields}], cached)
+    without = {key: value for key, value in items[0].items() if key not in ("answer", "annotations")}
+    with pytest.raises(InputError, match="no answer"):
+        evaluate([without], None)
     with pytest.raises(InputError, match="measures"):
         evaluate(items, None, measures=["fluency"])
 

@@ -136,6 +136,11 @@ def test_modes_agree_on_well_formed_answers(parts):
     assert answers[0].precision == answers[1].precision
 
 
+def test_a_number_of_any_length_is_out_of_range():
+    for mode in ("legacy", "strict"):
+        assert score(f"s [{'9' * 6000}]", needs("a"), mode).recall == 0
+
+
 def test_bad_input_is_named():
     with pytest.raises(InputError, match="mode"):
         score("s", needs("a"), "official")

@@ -126,7 +126,11 @@ def evaluate(
         if unknown := [each for each in value if each not in known]:
             raise InputError(name, repr(unknown[0]), f"one of {', '.join(known)}")
     split = split or sentence_splitter()
-    cleaned = [{**item, "output": citations.first_line(item["output"])} for item in items]
+    for number, item in enumerate(items):
+        _check(item, number, judge is not None and "citations" in measures)
+    cleaned = [
+        {**item, "output": citations.first_line(item["output"]), "docs": item.get("docs") or []} for item in items
+    ]
     plain = [citations.remove_citations(item["output"], mode) for item in cleaned]
 
     scores: list[dict[str, float]] = [{"length": float(word_count(text))} for text in plain]
@@ -170,6 +174,17 @@ def official_scores(evaluation: Evaluation) -> dict[str, float]:
     return scores | {
         OFFICIAL[name]: value if name in UNITS else 100 * value for name, value in found.items() if name in OFFICIAL
     }
+
+
+def _check(item: Mapping[str, Any], number: int, cited: bool) -> None:
+    """Raise InputError for an item without the texts that every measure needs, or whose passages cannot be read."""
+    for key in ("question", "output"):
+        if not isinstance(item.get(key), str):
+            remedy = "Choose one of several samples first." if isinstance(item.get(key), list) else ""
+            raise InputError(f"item {number}: {key}", f"a {type(item.get(key)).__name__}", "a text", remedy)
+    for place, document in enumerate(item.get("docs") or [] if cited else []):
+        if "title" not in document or not {"text", "sent"} & set(document):
+            raise InputError(f"item {number}: docs[{place}]", f"fields {sorted(document)}", "title and text")
 
 
 # ---------------------------------------------------------------------------------------------------- one family at a time
@@ -224,6 +239,8 @@ def _missing(item: Mapping, key: str, mode: str) -> list:
 
 def _references(item: Mapping[str, Any]) -> list[str]:
     notes = item.get("annotations")
+    if not notes and "answer" not in item:
+        raise InputError(f"item {item['question']!r}", "no answer", "a reference, or measures without rouge and mauve")
     return [note["long_answer"] for note in notes] if notes else [item["answer"]]
 
 

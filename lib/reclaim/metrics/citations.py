@@ -35,6 +35,9 @@ AskJudge = Callable[[Sequence[Pair]], Sequence[bool]]
 """Pairs -> whether each premise entails its hypothesis."""
 
 MODES = ("legacy", "strict")
+MOST_DIGITS = 1000
+"""Digits of a number that are read: Python refuses to read thousands, and no answer has that many passages."""
+
 _OPEN = re.compile(r"\[\d+")
 _BRACKET = re.compile(r"\[\s*(\d+(?:\s*[,;]\s*\d+)*)\s*\]")
 
@@ -63,8 +66,10 @@ def remove_citations(text: str, mode: str = "legacy") -> str:
 def citation_numbers(text: str, mode: str = "legacy") -> list[int]:
     """Zero-based passages that a text cites, in its order, repetitions kept; `[0]` gives -1."""
     if mode == "legacy":
-        return [int(found[1:]) - 1 for found in _OPEN.findall(text)]
-    return [int(number) - 1 for group in _BRACKET.findall(text) for number in re.split(r"[,;]", group)]
+        numbers = [found[1:] for found in _OPEN.findall(text)]
+    else:
+        numbers = [number.strip() for group in _BRACKET.findall(text) for number in re.split(r"[,;]", group)]
+    return [int(number[:MOST_DIGITS]) - 1 for number in numbers]
 
 
 def list_entries(output: str) -> list[str]:
