@@ -2,6 +2,7 @@
 import os
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from os import environ
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from snakemake.exceptions import WorkflowError
 from reclaim.config import check_config, input_names
 from reclaim.errors import InputError
 from reclaim.io import write_json
-from reclaim.plan import dotted, make_plan, measurement_jobs, measurement_parts
+from reclaim.plan import dotted, make_plan, measurement_jobs, measurement_parts, targets
 from reclaim.provenance import fingerprint, pins_digest, verify_cache
 from reclaim.sources import modules_of, source_files
 
@@ -26,8 +27,8 @@ try:
     RUN = make_plan(config)
     CHOSEN = [*config["run"], *config.get("on_request", [])]
     PLAN = make_plan(config, CHOSEN)
-    PAPERS = sorted({chosen.partition("/")[0] for chosen in CHOSEN})
-    PLANS = {paper: make_plan(config, [name for name in CHOSEN if name.startswith(f"{paper}/")]) for paper in PAPERS}
+    PARTS = {chosen: measurement_parts(spec) for chosen, spec in PLAN.measurements.items()}
+    TARGETS = {name: make_plan(config, chosen) for name, chosen in targets(config).items()}
     SOURCE_FILES = {name: source_files(config["data"][name], f"config: data.{name}.files") for name in RUN.data}
 except InputError as error:
     raise WorkflowError(str(error)) from None
@@ -77,6 +78,7 @@ def growing(stage, key):
     return lambda wildcards, attempt: demand(stage, key) * 2 ** (attempt - 1)
 
 
+@cache
 def code(script, *modules):
     """Fingerprint of a script, of all it imports inside the package, and of the pinned versions.
 

@@ -108,8 +108,7 @@ def evaluation_spec(wildcards):
 
 def measurement_spec(wildcards):
     """What a job of an experiment of a kind of its own runs."""
-    parts = measurement_parts(PLAN.measurements[f"{wildcards.paper}/{wildcards.experiment}"])
-    return parts[wildcards.get("part", "")]
+    return PARTS[f"{wildcards.paper}/{wildcards.experiment}"][wildcards.get("part", "")]
 
 
 def measurement_inputs(wildcards):

@@ -1,18 +1,18 @@
-# Targets beside `all`: the metric rows of one system, and what a run takes from the network.
+# Targets beside `all`: one system or one experiment, and what a run takes from the network.
 
-for paper, plan in PLANS.items():
+for target, plan in TARGETS.items():
 
-    # All experiments of a system, those on request too: `snakemake mezo`.
+    # The metric rows of a system or of an experiment: `snakemake mezo`, `snakemake mezo_methods`.
     rule:
         name:
-            paper
+            target
         input:
             metric_folders(plan),
 
     # Its models and data sets alone: `snakemake fetch_mezo`.
     rule:
         name:
-            f"fetch_{paper}"
+            f"fetch_{target}"
         input:
             fetched(plan),
 

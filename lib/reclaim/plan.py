@@ -188,6 +188,21 @@ def measurement_jobs(plan: Plan) -> list[tuple[str, str, str]]:
     return jobs
 
 
+def targets(config: dict) -> dict[str, list[str]]:
+    """Names that can be made by themselves -> their experiments: each SYSTEM, and each SYSTEM_EXPERIMENT.
+
+    A system is what `run` has of it; one of which the run has nothing is what it has on request.
+    """
+    found: dict[str, list[str]] = {}
+    on_request = config.get("on_request", [])
+    in_run = {chosen.partition("/")[0] for chosen in config["run"]}
+    for chosen in [*config["run"], *on_request]:
+        paper = chosen.partition("/")[0]
+        if chosen not in on_request or paper not in in_run:
+            found.setdefault(paper, []).append(chosen)
+    return found | {chosen.replace("/", "_"): [chosen] for chosen in [*config["run"], *on_request]}
+
+
 def measurement_parts(experiment: dict) -> dict[str, dict]:
     """What the jobs of a seed run: ending of the job's name ("", or -PART for each entry of `job_per`) -> spec.
 

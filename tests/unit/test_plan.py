@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from reclaim.plan import make_plan, masking_name, measurement_jobs, measurement_parts
+from reclaim.plan import make_plan, masking_name, measurement_jobs, measurement_parts, targets
 
 CONFIG = yaml.safe_load((Path(__file__).parents[2] / "config.yaml").read_text())
 
@@ -112,3 +112,11 @@ def test_a_seed_is_no_part_of_what_another_job_runs():
     experiment = CONFIG["experiments"]["icl"]["settings"]
     more = {**experiment, "seeds": [*experiment["seeds"], 999]}
     assert measurement_parts(experiment) == measurement_parts(more)
+
+
+def test_targets_are_systems_and_experiments():
+    config = {"run": ["mezo/methods", "icl/opt", "mezo/causal"], "on_request": ["mezo/large", "stm_unet/isic"]}
+    found = targets(config)
+    assert found["mezo"] == ["mezo/methods", "mezo/causal"] and found["stm_unet"] == ["stm_unet/isic"]
+    assert found["mezo_large"] == ["mezo/large"] and found["icl_opt"] == ["icl/opt"]
+    assert len(found) == 3 + 5

@@ -42,7 +42,8 @@ OFFICIAL_SEEDS = (100, 13, 21, 42, 87)
 class Task:
     """A task's name, classes (names as the prompts have them), prompts, columns of its sentences, and rows.
 
-    `search` changes settings of the search for this task (TREC: 10 candidates a class enter combinations, not 20).
+    `search` changes settings of the search for this task (TREC: 10 candidates a class enter combinations, not 20), `few_shot` how
+    its rows are drawn (CoLA and SuperGLUE: `in_place`).
     """
 
     name: str
@@ -52,6 +53,7 @@ class Task:
     train: pd.DataFrame
     test: pd.DataFrame
     search: Mapping[str, Any]
+    few_shot: Mapping[str, Any]
 
     def form(self, name: str) -> Mapping[str, Any]:
         """The keys of one form of the prompt."""
@@ -124,7 +126,7 @@ class Split:
     def __init__(self, task: Task, models: Models, spec: Mapping[str, Any], seed: int, number: int):
         self.task, self.models, self.spec, self.number = task, models, spec, number
         self.seed = derive(seed, task.name, number)
-        rows, dev_rows = few_shot_rows(spec["few_shot"], task.train["label"].tolist(), seed, number)
+        rows, dev_rows = few_shot_rows({**spec["few_shot"], **task.few_shot}, task.train["label"].tolist(), seed, number)
         self._rows = {"train": task.train.iloc[rows], "dev": task.train.iloc[dev_rows], "test": task.test}
         self.settings = SearchSettings(**{**spec["search"], **task.search})
         self.costs: list[tuple[dict, str, float, str]] = []

@@ -53,7 +53,7 @@ def run(
     """Run all arms of an AutoSeq experiment at one seed: rows of metrics, items, curves and costs.
 
     spec: `tasks` (each with `data`, `prompts`: the name of a task of templates/autoseq.yaml or its forms; optional `name`,
-    `classes`, `sentences`, `metrics`, `test_rows`, `search`), `few_shot` (`sampling`, `k`, `sets`, `dev`, `in_place`), `search`
+    `classes`, `sentences`, `metrics`, `groups`, `test_rows`, `search`, `few_shot`), `few_shot` (`sampling`, `k`, `sets`, `dev`, `in_place`), `search`
     (`SearchSettings`), `recipes` (of `train.Recipe`; `learning_rate` and `per_device_train_batch_size` may be lists, with
     `eval_steps`), `rerank_recipe`, `arms`, and either `corpus`, `model`, `pretraining` (one token a word, or `vocab_size`)
     or `models` (`search`, `tuning`).
@@ -78,7 +78,7 @@ def run(
         files.append(state_dir / f"split-{key}-{place}.json")
         if not files[-1].exists():
             split = Split(task, models, spec, seed, number)
-            write_json(_run_split(split, spec["arms"], entry.get("metrics")), files[-1])
+            write_json(_run_split(split, spec["arms"], entry), files[-1])
         done = read_json(files[-1])
         for kind in KINDS:
             outcome[kind] += done.get(kind, [])
@@ -101,8 +101,8 @@ def _task(entry: Mapping[str, Any], data: Mapping[str, Path]) -> Task:
     classes = [str(name) for name in entry.get("classes", info["label_names"])]
     if len(classes) != len(info["label_names"]):
         raise InputError(f"{place}: classes", f"{len(classes)} classes", f"one for each of {info['label_names']}")
-    name, changes = entry.get("name", entry["data"]), entry.get("search", {})
-    return Task(name, classes, entry["prompts"], sentences, train, test, changes)
+    changes = {key: entry.get(key, {}) for key in ("search", "few_shot")}
+    return Task(entry.get("name", entry["data"]), classes, entry["prompts"], sentences, train, test, **changes)
 
 
 # --------------------------------------------------------------------------------------------------------------- models
@@ -210,9 +210,14 @@ def _language_check(task: Task, models: Models, terminator: str) -> list[dict]:
 # ----------------------------------------------------------------------------------------------------------------- arms
 
 
-def _run_split(split: Split, arms: Sequence[Mapping[str, Any]], official: str | None) -> dict[str, list]:
-    """All arms of a split: accuracy with items, accuracy on dev, the labels that were used, and the searches."""
+def _run_split(split: Split, arms: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]) -> dict[str, list]:
+    """All arms of a split: accuracy with items, accuracy on dev, the labels that were used, and the searches.
+
+    `entry`, the task of the spec, may name official `metrics`, and the columns by which they group rows (`groups`).
+    """
     metrics, items, listed = [], [], set()
+    official = entry.get("metrics")
+    groups = list(map(tuple, split.task.test[entry["groups"]].to_numpy())) if "groups" in entry else None
     labels, ids = split.test_labels(), split.task.test["id"].tolist()
 
     def add(variant: dict, metric: str, value: float, n: int, unit: str) -> None:
@@ -228,7 +233,7 @@ def _run_split(split: Split, arms: Sequence[Mapping[str, Any]], official: str | 
         add(variant, "accuracy", right.mean(), len(right), "fraction")
         add(variant, "dev_accuracy", result.dev_accuracy, split.n_dev, "fraction")
         add(variant, "label_words", np.mean([len(text.split()) for text in result.labels]), len(result.labels), "count")
-        for name, value in (task_metrics(official, result.predicted, labels) if official else {}).items():
+        for name, value in (task_metrics(official, result.predicted, labels, groups) if official else {}).items():
             if name != "acc":
                 add(variant, name.replace("/", "_"), value, len(right), "fraction")
         items += [
