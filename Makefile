@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORES ?= all
 
-.PHONY: all setup test lint clean
+.PHONY: all setup test lint docs clean
 .DEFAULT_GOAL := all
 
 all: setup
@@ -18,9 +18,16 @@ setup: .venv/.installed
 	@echo "== creating .venv and installing the pinned dependencies (needs the network once, takes a minute or more)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,slurm]'
 	@touch $@
 	@echo "== set up; from now on nothing needs the network. Plain commands work after: source .venv/bin/activate"
+
+# SLURM itself, for tests/slurm. No service is started. Never fails: where it cannot be installed, the tests skip and say so.
+slurm:
+	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { \
+	    command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq >/dev/null && \
+	    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null; \
+	} || echo "SLURM could not be installed: it takes root, and Debian's packages slurm-wlm and munge"
 
 test: setup
 	@echo "== all tests"
@@ -31,6 +38,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
+
+docs: setup
+	$(BIN)/pdoc -o build/api reclaim
+	@echo "== API reference: build/api/index.html"
 
 clean:
 	rm -rf results/* .snakemake
