@@ -83,11 +83,12 @@ class Attacker:
         first = [starts[rng.integers(len(starts))]] if starts else []
         return [self.decode([*first, *chosen, *ends[:1]])] if bag else []
 
-    def random_order(self, sentence: str, rng: np.random.Generator) -> str:
-        """The sentence's own words in random order; the first and the last stay."""
-        ids = self.tokenizer(sentence, add_special_tokens=False)["input_ids"]
-        inner = [ids[1:-1][place] for place in rng.permutation(max(len(ids) - 2, 0))]
-        return self.decode([*ids[:1], *inner, *ids[1:][-1:]])
+    def random_order(self, sentences: Sequence[str], rng: np.random.Generator) -> str:
+        """The true words in random order, as many as the search may take; a first and a last one stay where they are."""
+        rows = self.tokenizer(list(sentences), add_special_tokens=False)["input_ids"]
+        inner = [token for ids in rows for token in ids[1:-1]]
+        order = rng.permutation(len(inner))[: self.options.max_length - 2]
+        return self.decode([*rows[0][:1], *(inner[place] for place in order), *rows[0][1:][-1:]])
 
     def decode(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True)

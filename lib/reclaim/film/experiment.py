@@ -223,7 +223,7 @@ def _search(attacker: Attacker, search: str, bag: list[int], batch: Batch, rng: 
         return attacker.per_start(bag)
     if search == "random_words":
         return attacker.random_words(bag, rng)
-    return [attacker.random_order(batch.sentences[0], rng)]
+    return [attacker.random_order(batch.sentences, rng)]
 
 
 def _bags(record: _Record, observed: Observed, rules, attacker: Attacker, keys, item: str) -> None:
@@ -254,7 +254,7 @@ def _reorder(record: _Record, spec, entry, attacker: Attacker, texts, entities, 
         rng = np.random.default_rng(derive(seed, "film", "reorder", batch.item))
         starts = {
             "beam": (attacker.official(bag, len(batch.sentences)) or [""])[0],
-            "random_order": attacker.random_order(batch.sentences[0], rng),
+            "random_order": attacker.random_order(batch.sentences[:1], rng),
         }
         for start, text in starts.items():
             for how in ("off", "perplexity", "gradient"):
