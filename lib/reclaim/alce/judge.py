@@ -169,7 +169,9 @@ def load_judge(
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise InputError(str(folder), str(error).strip().splitlines()[0], "a model folder with a config.json") from error
+        raise InputError(
+            str(folder), str(error).strip().splitlines()[0], "a model folder with a config.json"
+        ) from error
     options = {"local_files_only": True, "dtype": getattr(torch, dtype)}
     tokenizer = load_tokenizer(folder)
     name = f"{config.model_type} {_digest(folder)} {dtype}"
