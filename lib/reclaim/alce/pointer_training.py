@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 
 from reclaim.alce.closed_book import ClosedBookForCausalLM
-from reclaim.alce.language import Language
 from reclaim.alce.pointer import PointerForCausalLM
 from reclaim.seeding import derive
 from reclaim.train import Recipe, train
@@ -140,7 +139,6 @@ def train_pointer(
 
 def train_closed_book(
     model: ClosedBookForCausalLM,
-    language: Language,
     world: FactWorld,
     spec: Mapping[str, Any],
     seed: int,
