@@ -165,6 +165,29 @@ def test_splitters_differ_on_abbreviations():
         sentence_splitter("regex")
 
 
+def test_trained_punkt_is_used_where_its_data_are(tmp_path, monkeypatch):
+    import nltk
+
+    folder = tmp_path / "tokenizers" / "punkt_tab" / "english"
+    folder.mkdir(parents=True)
+    for name, text in {"abbrev_types.txt": "zzq\n", "sent_starters.txt": "", "collocations.tab": ""}.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "ortho_context.tab").write_text("lake\t46\n", encoding="utf-8")
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    sentence_splitter.cache_clear()
+    try:
+        splitter = sentence_splitter()
+        assert splitter.name == "punkt"
+        assert splitter("See zzq. Orvane is deep. It froze.") == ["See zzq. Orvane is deep.", "It froze."]
+        monkeypatch.setattr(nltk.data, "path", [])
+        sentence_splitter.cache_clear()
+        assert sentence_splitter().name == "punkt_list"
+        with pytest.raises(InputError, match="Punkt data"):
+            sentence_splitter("punkt")
+    finally:
+        sentence_splitter.cache_clear()
+
+
 def test_spans_are_whole_words_of_the_context_or_nothing():
     # CLS, question, then the tokens "ab" + "c" of the word "abc", and "d".
     chunk = {

@@ -52,7 +52,8 @@ def materialize(spec: Mapping[str, Any], out_dir: str | Path) -> None:
         read = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(path, f"no JSON ({error})", "the authors' JSON file") from error
-    rows, overall = [], {}
+    rows: list[dict[str, Any]] = []
+    overall: dict[str, dict[str, Any]] = {}
     for name, systems in _entries(read, path):
         for system, answers in _entries(systems, f"{path}: {name}"):
             for number, answer in _entries(answers, f"{path}: {name}: {system}"):
