@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from reclaim.report import (
     figures_autoseq,
+    figures_film,
     figures_icl,
     figures_mezo,
     figures_mlm_masking,
@@ -37,6 +38,7 @@ SYSTEMS = (
     figures_autoseq.SYSTEM,
     figures_stm_unet.SYSTEM,
     figures_transformer_dr.SYSTEM,
+    figures_film.SYSTEM,
 )
 
 
