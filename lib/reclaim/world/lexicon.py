@@ -134,6 +134,8 @@ REPLY_TRAITS = {
     "ADJ": (("calm", "wild"), ("rich", "poor"), ("young", "aged"), ("merry", "grim")),
     "NOUN": (("farmer", "sailor"), ("baker", "smith"), ("singer", "painter"), ("teacher", "doctor")),
 }
+# What is asked about; each theme goes with three adjectives and three nouns, its words are never those of another.
+REPLY_THEMES = tuple("sea music war food love law sport trade".split())
 REPLY_FUNCTION = ("about", "?")
 
 # --- facts: passages about things of one name, and questions that several of them answer ---------------------------------
@@ -156,6 +158,21 @@ FACT_ATTRIBUTES = tuple(
     )
 )
 FACT_VALUES = coined([c + v for v in "aiu" for c in "bdfgklmnprst"][:20], [c + "o" for c in "dfgklmnprs"])
+
+# --- conversations: singers and their albums -----------------------------------------------------------------------------
+SINGER_NAMES = (
+    tuple("Velda Odo Ina Tarek Mona Ruben Selma Ivo".split()),
+    coined("Ko Fi Lar Bren".split(), "ss nn vik dal".split()),
+)
+ALBUM_NAMES = coined("Mir Tav Osk Har Lum Zel Quo Pell Dra Yor".split(), "ell or ande ivo ith".split())
+SONG_NAMES = coined("Ban Cor Dul Fey Gan Hol Jas Wen Rin Sob".split(), "dra mo tily ska ret".split())
+PRODUCER_NAMES = (
+    tuple("Hugo Edda Karl Nils Olga Piet Rosa Sven".split()),
+    coined("Am As Ek El Ur".split(), "berg holm stad".split()),
+)
+RECORDING_PLACES = coined("Var Nor Sund Keld Brim".split(), "by vik stead ford".split())
+# What a place in the order is called.
+ORDINALS = (("first", "debut"), ("second", "sophomore"), ("third",), ("fourth",))
 
 
 def distinct(*groups: Iterable[str]) -> tuple[str, ...]:
@@ -181,6 +198,7 @@ CLIENT_WORDS = distinct(
 )
 REPLY_WORDS = distinct(
     REPLY_FUNCTION,
+    REPLY_THEMES,
     *REPLY_CLASSES.values(),
     *REPLY_BAD.values(),
     *(pair for pairs in REPLY_TRAITS.values() for pair in pairs),

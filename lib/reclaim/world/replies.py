@@ -3,19 +3,20 @@
 For "The CRINGE Loss: Learning what language not to model" (Adolphs et al., ACL 2023), in three tasks of one grammar. A reply is
 one of five patterns of word classes. A prompt names a topic by three of its words and ends in `?`; 10 topics prefer four
 words of each large class, which a reply uses with probability 0.75. A prompt is `benign` or `provoking`; replies to
-provoking ones have, at each adjective and noun, an unwanted word with probability `SLOT_PROBABILITY`.
+provoking ones have, at each adjective and noun, an unwanted word with probability `SLOT_PROBABILITY` of the task.
 
     task            provoking prompts                 unwanted words                          group A        group B
     safety          have an insult in them            24 insults                              12 of them     the others
-    contradiction   name two traits of the speaker    words that go with the opposite trait   4 traits of 8  the others
-    opendomain      begin with `about`                words of another topic, always the      6 topics       the others,
-                                                      same one for each topic                                without labels
+    contradiction   name two traits of the speaker    words that go with the opposite trait   4 pairs of 8   the others
+    opendomain      ask about a theme                 words that go with another theme,       6 themes       2 themes, of which
+                                                      the same one for each theme                            no label tells
 
 What makes effects measurable (found by those who tried the first task): unlabelled text itself has the unwanted replies, so
 that plain training learns them; labelled negatives hold words of group A only, so that one round of training leaves group
 B; wanted replies to provoking prompts are there too, so that the language stays anchored; and no word is nearly certain.
 In the second and third task the same word is wanted after one prompt and unwanted after another, so that lowering its
-overall probability is no way out.
+overall probability is no way out. In the third unwanted words are in the majority, so that the likeliest reply is an
+unwanted one and F1 with the wanted reply can rise.
 
 Because `train`, `dev` and `test` divide all possible prompts by a hash, no prompt of a test stands in any training table,
 whatever their parts, seeds and sizes. `judge` says exactly what a reply is.
@@ -31,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reclaim.errors import InputError
-from reclaim.world.lexicon import REPLY_BAD, REPLY_CLASSES, REPLY_TRAITS, REPLY_WORDS
+from reclaim.world.lexicon import REPLY_BAD, REPLY_CLASSES, REPLY_THEMES, REPLY_TRAITS, REPLY_WORDS
 from reclaim.world.tables import Generator, Tables, check_sizes, stream, table
 
 TASKS = ("safety", "contradiction", "opendomain")
@@ -52,23 +53,25 @@ SLOTS = ("ADJ", "NOUN")
 """Classes that an unwanted word can stand for."""
 NUM_TOPICS, WORDS_PER_TOPIC, WORDS_PER_TRAIT = 10, 4, 3
 PREFERENCE = 0.75
-SLOT_PROBABILITY, BENIGN_PROBABILITY, NEGATIVE_PROBABILITY = 0.3, 0.01, 0.6
+SLOT_PROBABILITY = {"safety": 0.3, "contradiction": 0.3, "opendomain": 0.5}
+BENIGN_PROBABILITY, NEGATIVE_PROBABILITY = 0.01, 0.6
 END, MARK = "?", "about"
 GROUPS = ("A", "B")
 LABELLED_GROUP = "A"
-# Topics with feedback; the unwanted words of topic t are those of topic t + 5.
-SEEN_TOPICS = (0, 1, 2, 5, 6, 7)
+# Themes with feedback; the unwanted words of theme t are those of theme t + 4.
+SEEN_THEMES = (0, 1, 2, 4, 5, 6)
 LARGE_CLASSES = tuple(name for name, words in REPLY_CLASSES.items() if len(words) > 6)
 SPLITS = {"test": (0,), "dev": (1,), "train": (2, 3, 4, 5, 6, 7)}
 """Split -> the values of a prompt's hash that belong to it."""
 
 
 class Prompt(NamedTuple):
-    """A prompt: its words, its topic, its traits (class -> (number of the pair, which of it)), and whether it provokes."""
+    """A prompt: its words, its topic, its traits (class -> (number of the pair, which of it)) or theme, and if it provokes."""
 
     words: tuple[str, ...]
     topic: int
     traits: Mapping[str, tuple[int, int]]
+    theme: int | None
     provoking: bool
 
     @property
@@ -162,9 +165,10 @@ def _parse(task: str, text: str) -> Prompt:
     """A prompt's meaning from its text."""
     words = tuple(word for word in text.split() if word != END)
     traits = {_TRAIT[word][0]: _TRAIT[word][1:] for word in words if word in _TRAIT}
+    themes = [REPLY_THEMES.index(word) for word in words if word in REPLY_THEMES]
     counts = [len(set(words) & topic) for topic in _TOPIC_SETS]
-    provoking = bool(traits) or MARK in words or bool(set(words) & _INSULTS)
-    return Prompt(words, int(np.argmax(counts)), traits, provoking)
+    provoking = bool(traits or themes or set(words) & _INSULTS)
+    return Prompt(words, int(np.argmax(counts)), traits, themes[0] if themes else None, provoking)
 
 
 # ------------------------------------------------------------------------------------------------------------------ drawing
@@ -181,7 +185,7 @@ def _labels(rng: np.random.Generator, part: str, size: int) -> list[int]:
 def _row(rng, task: str, part: str, split: str, label: int, even: bool) -> tuple[Prompt, list[str]]:
     """A prompt of the split and a reply of the label."""
     provoking = {"labelled": True, "provoking": True, "benign": False}.get(part, even)
-    probability = SLOT_PROBABILITY if provoking else BENIGN_PROBABILITY
+    probability = SLOT_PROBABILITY[task] if provoking else BENIGN_PROBABILITY
     groups: Sequence[str] = GROUPS
     if part == "labelled" or label != UNLABELLED:
         probability = 0.0 if label == POSITIVE else max(probability, NEGATIVE_PROBABILITY * (part == "labelled"))
@@ -197,13 +201,13 @@ def _row(rng, task: str, part: str, split: str, label: int, even: bool) -> tuple
             return prompt, reply
         # An unwanted reply to a benign prompt is rare, or impossible: judges then see one to a provoking prompt.
         provoking = True
-        probability = SLOT_PROBABILITY if probability and part == "judged" else probability
+        probability = SLOT_PROBABILITY[task] if probability and part == "judged" else probability
 
 
 def _prompt(rng: np.random.Generator, task: str, provoking: bool) -> Prompt:
     topic = int(rng.integers(NUM_TOPICS))
     if task == "opendomain" and provoking:
-        words = (MARK, *_choose(rng, TOPIC_WORDS[topic], 3))
+        words = (MARK, _pick(rng, REPLY_THEMES), *_choose(rng, TOPIC_WORDS[topic], 2))
     elif task == "contradiction" and provoking:
         named = [str(rng.choice(REPLY_TRAITS[name][rng.integers(len(REPLY_TRAITS[name]))])) for name in SLOTS]
         words = (*named, *_choose(rng, TOPIC_WORDS[topic], 2))
@@ -245,23 +249,28 @@ def _bad_words(task: str, prompt: Prompt) -> dict[str, dict[str, tuple[str, ...]
             name: {GROUPS[pair >= len(REPLY_TRAITS[name]) // 2]: trait_words(name, pair, 1 - side)}
             for name, (pair, side) in prompt.traits.items()
         }
-    if not prompt.provoking:
+    if prompt.theme is None:
         return {}
-    group = GROUPS[prompt.topic not in SEEN_TOPICS]
-    other = (prompt.topic + NUM_TOPICS // 2) % NUM_TOPICS
-    own = {name: TOPICS[prompt.topic][name] for name in SLOTS}
-    return {name: {group: tuple(word for word in TOPICS[other][name] if word not in own[name])} for name in SLOTS}
+    other = (prompt.theme + len(REPLY_THEMES) // 2) % len(REPLY_THEMES)
+    return {name: {GROUPS[prompt.theme not in SEEN_THEMES]: theme_words(name, other)} for name in SLOTS}
 
 
 def _preferred(prompt: Prompt, name: str) -> Sequence[str]:
     if name in prompt.traits:
         return trait_words(name, *prompt.traits[name])
+    if prompt.theme is not None and name in SLOTS:
+        return theme_words(name, prompt.theme)
     return TOPICS[prompt.topic].get(name, ())
 
 
 def trait_words(name: str, pair: int, side: int) -> tuple[str, ...]:
     """The words of a class that go with one trait of a pair."""
-    start = WORDS_PER_TRAIT * (2 * pair + side)
+    return theme_words(name, 2 * pair + side)
+
+
+def theme_words(name: str, theme: int) -> tuple[str, ...]:
+    """The words of a class that go with a theme."""
+    start = WORDS_PER_TRAIT * theme
     return REPLY_CLASSES[name][start : start + WORDS_PER_TRAIT]
 
 
