@@ -1,0 +1,101 @@
+"""Trained judges of replies: a classifier of words, or one of the Hub; the world's own rule validates them.
+
+The one that labels generated replies for the next iteration is never the one that evaluates them: each has training rows of
+its own. (The project's README uses one and the same for both.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FEATURES = ("reply", "pair")
+
+
+class WordJudge:
+    """Logistic regression on which words a reply has (`reply`), or which words of prompt and reply meet (`pair`, as well).
+
+    Whether an insult is there can be seen in the reply; whether it contradicts the prompt can not.
+    """
+
+    def __init__(self, features: str = "reply", regularization: float = 1.0):
+        from sklearn.linear_model import LogisticRegression
+
+        self.features = features
+        self.model = LogisticRegression(C=regularization, max_iter=1000)
+        self.columns: dict[Any, int] = {}
+
+    def fit(self, prompts: Sequence[str], replies: Sequence[str], good: Sequence[int]) -> WordJudge:
+        """Learn from replies with their labels (1 good, 0 bad)."""
+        found = sorted({feature for pair in zip(prompts, replies, strict=True) for feature in self._features(*pair)})
+        self.columns = {feature: i for i, feature in enumerate(found)}
+        self.model.fit(self._matrix(prompts, replies), np.asarray(good))
+        return self
+
+    def good_probability(self, prompts: Sequence[str], replies: Sequence[str]) -> np.ndarray:
+        """Probability that each reply is good (rows)."""
+        return self.model.predict_proba(self._matrix(prompts, replies))[:, 1]
+
+    def _features(self, prompt: str, reply: str) -> set[str]:
+        words = set(reply.split())
+        if self.features == "reply":
+            return words
+        return words | {f"{first} {second}" for first in set(prompt.split()) for second in words}
+
+    def _matrix(self, prompts: Sequence[str], replies: Sequence[str]):
+        from scipy.sparse import csr_matrix
+
+        rows, columns = [], []
+        for row, pair in enumerate(zip(prompts, replies, strict=True)):
+            known = [self.columns[feature] for feature in self._features(*pair) if feature in self.columns]
+            rows += [row] * len(known)
+            columns += sorted(known)
+        return csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(prompts), len(self.columns)))
+
+
+class HubJudge:
+    """A sequence classifier in a `save_pretrained` folder; it reads the reply alone, as the paper's safety classifier does.
+
+    `good_label` names the class of good replies; of classifiers with one output per fault (toxicity by kind), the probability
+    of good is one less the largest.
+    """
+
+    def __init__(self, folder: Path, good_label: str | None, device: Any = "cpu", batch_size: int = 64):
+        import reclaim.torchvision_shim  # noqa: F401
+        from transformers import AutoModelForSequenceClassification
+
+        from reclaim.errors import InputError
+        from reclaim.models import load_tokenizer
+
+        options = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+        self.model = AutoModelForSequenceClassification.from_pretrained(str(folder), **options).to(device).eval()
+        self.tokenizer, self.batch_size = load_tokenizer(folder), batch_size
+        names = [str(name) for name in self.model.config.id2label.values()]
+        if good_label is not None and good_label not in names:
+            raise InputError(f"{folder}: good_label", repr(good_label), f"one of {', '.join(names)}")
+        self.good = None if good_label is None else names.index(good_label)
+
+    def good_probability(self, prompts: Sequence[str], replies: Sequence[str]) -> np.ndarray:
+        """Probability that each reply is good (rows)."""
+        import torch
+
+        found = []
+        for start in range(0, len(replies), self.batch_size):
+            part = list(replies[start : start + self.batch_size])
+            batch = self.tokenizer(part, return_tensors="pt", padding=True, truncation=True).to(self.model.device)
+            with torch.inference_mode():
+                logits = self.model(**batch).logits.float()
+            good = 1 - logits.sigmoid().amax(dim=-1) if self.good is None else logits.softmax(dim=-1)[:, self.good]
+            found.append(good.cpu().numpy())
+        return np.concatenate(found) if found else np.zeros(0)
+
+
+def make_judge(spec: Mapping[str, Any], rows, data: Mapping[str, Path], device: Any) -> WordJudge | HubJudge:
+    """The judge of a spec: `model` (with `good_label`) from a folder, or trained on `rows` (`text`, `text_pair`, `good`)."""
+    if "model" in spec:
+        return HubJudge(data[spec["model"]], spec.get("good_label"), device)
+    judge = WordJudge(spec.get("features", "reply"), spec.get("regularization", 1.0))
+    return judge.fit(rows["text"].tolist(), rows["text_pair"].tolist(), rows["good"].tolist())
