@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORES ?= all
 
-.PHONY: all setup test lint docs clean
+.PHONY: all setup slurm test lint docs clean
 .DEFAULT_GOAL := all
 
 all: setup

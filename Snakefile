@@ -28,6 +28,8 @@ include: "rules/targets.smk"
 
 
 onstart:
+    if left_over := cancel_left_over(Path.cwd()):
+        print(f"cancelled what an earlier run left in SLURM's queue: {' '.join(left_over)}", file=sys.stderr)
     write_json({"started": datetime.now(UTC).isoformat(timespec="seconds")}, STARTED)
 
 

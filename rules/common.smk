@@ -19,6 +19,7 @@ from reclaim.errors import InputError
 from reclaim.io import write_json
 from reclaim.plan import dotted, make_plan, measurement_jobs, measurement_parts, targets
 from reclaim.provenance import fingerprint, pins_digest, verify_cache
+from reclaim.slurm import cancel_left_over
 from reclaim.sources import modules_of, source_files
 
 try:

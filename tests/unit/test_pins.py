@@ -22,7 +22,8 @@ def pins(lines):
 
 
 RUNTIME = pins(PROJECT["dependencies"])
-ALL = RUNTIME | pins(PROJECT["optional-dependencies"]["dev"])
+EXTRAS = PROJECT["optional-dependencies"]
+ALL = RUNTIME | pins(EXTRAS["dev"] + EXTRAS["slurm"])
 CONSTRAINTS = pins(
     line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
 )
