@@ -34,6 +34,8 @@ try:
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
+# Where jobs lease their GPU (reclaim.device): how many small ones may share one.
+environ["RECLAIM_JOBS_PER_DEVICE"] = str(config.get("jobs_per_device", 1))
 RESULTS = config["results"]
 STATE = f"{RESULTS}/.state"
 # When this run began: written at its start, and read by the report, which no change of it makes again.

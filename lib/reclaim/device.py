@@ -1,12 +1,14 @@
 """Which device a job may use: one GPU for itself, or the CPU.
 
 A job that asks for GPUs (`resources: gpu`) on a machine of its own leases as many of those that are there: one lock
-file per device, held until the process ends, however it ends, so that no two jobs of a user share a device. Under SLURM
-the scheduler has handed them out, and its CUDA_VISIBLE_DEVICES stands.
+file per device, held until the process ends, however it ends, so that no two jobs of a user share a device. With
+`jobs_per_device` in the configuration a device has as many places, for jobs too small to fill one; jobs spread over the
+devices before they share. Under SLURM the scheduler has handed the devices out, and its CUDA_VISIBLE_DEVICES stands.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import random
@@ -40,10 +42,11 @@ def device(gpu: int):
 
 
 def lease(count: int) -> list[str]:
-    """Wait until `count` devices are free and take them for the life of this process; give their ids.
+    """Wait until `count` devices have a free place each and take those for the life of this process; give their ids.
 
     The devices are those of RECLAIM_DEVICES ("0,1,2", as in CUDA_VISIBLE_DEVICES) if it is set, else those of
-    CUDA_VISIBLE_DEVICES, else all that torch sees. What the process holds already counts.
+    CUDA_VISIBLE_DEVICES, else all that torch sees; RECLAIM_JOBS_PER_DEVICE is the number of places on each. What the
+    process holds already counts.
     """
     ids = _devices()
     if len(ids) < count:
@@ -51,11 +54,13 @@ def lease(count: int) -> list[str]:
     # Not under TMPDIR, which may differ from job to job.
     folder = Path("/tmp") / f"reclaim-devices-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    places = range(int(os.environ.get("RECLAIM_JOBS_PER_DEVICE", 1)))
     said = False
     while True:
-        for each in ids:
+        for place, each in itertools.product(places, ids):
             if len(_HELD) < count and each not in _HELD:
-                lock = FileLock(folder / f"{each.replace('/', '_')}.lock")
+                name = each.replace("/", "_")
+                lock = FileLock(folder / (f"{name}.{place}.lock" if place else f"{name}.lock"))
                 try:
                     lock.acquire(blocking=False)
                 except Timeout:

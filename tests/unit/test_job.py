@@ -259,8 +259,8 @@ def devices(monkeypatch):
     monkeypatch.setenv("RECLAIM_DEVICES", ",".join(names))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     yield names
-    for name in names:
-        Path(f"/tmp/reclaim-devices-{os.getuid()}/{name}.lock").unlink(missing_ok=True)
+    for path in Path(f"/tmp/reclaim-devices-{os.getuid()}").glob(f"test-{os.getpid()}-*.lock"):
+        path.unlink()
 
 
 def test_fifty_jobs_on_three_devices_never_share_one(tmp_path, devices):
@@ -291,6 +291,24 @@ def test_fifty_jobs_on_three_devices_never_share_one(tmp_path, devices):
             del running[index]
         time.sleep(0.005)
     assert killed == 10 and len(done) == 40 and list(tmp_path.iterdir()) == []
+
+
+def test_small_jobs_spread_over_the_devices_before_they_share(tmp_path, devices, monkeypatch):
+    monkeypatch.setenv("RECLAIM_JOBS_PER_DEVICE", "2")
+    code = "import sys; from reclaim.device import lease; print(*lease(1), flush=True); sys.stdin.read()"
+    processes, held = [], []
+    for _ in range(7):
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
+        processes.append(process)
+        if len(processes) <= 6:
+            held.append(process.stdout.readline().strip())
+    assert sorted(held[:3]) == devices and sorted(held) == sorted(2 * devices)
+    waiting = processes.pop()
+    assert not select.select([waiting.stdout], [], [], 0.5)[0], "a seventh job on six places"
+    processes[4].kill()
+    assert waiting.stdout.readline().strip() == held[4]
+    for process in (*processes, waiting):
+        process.communicate()
 
 
 def test_more_gpus_than_there_are_is_bad_input(devices):
