@@ -15,6 +15,9 @@ MODULES = {
     "labelled_images": "vision.image_sets",
     "cited_qa": "alce.data",
     "answer_judgements": "alce.human_data",
+    "conversations": "convqa.data",
+    "judgements": "convqa.data",
+    "quac_predictions": "convqa.data",
 }
 """Kind -> module of this package with its `check_spec`, `materialize` and `source_files`; other kinds: `reclaim.data`."""
 

@@ -1,0 +1,197 @@
+"""The experiment: train readers, put them to every protocol and to a live user, and compare the rankings, from one seed.
+
+Source: EvalConvQA (Li et al. 2022). Readers are trained here (small ones, of several families and snapshots each) or are
+models that the chain has (`bert`); all answer through one interface. Everything is paired by the seed: readers of one
+seed see the same dialogs, and the live user of a passage is the same for all.
+
+Difference from the paper: an oracle user stands for people (`reclaim.convqa.live`), and the statistics that the paper
+gives once for four readers are given per seed for all readers of the families.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from reclaim.convqa.coreference import CachedResolver
+from reclaim.convqa.data import load_dialogs
+from reclaim.convqa.dialogs import Dialog
+from reclaim.convqa.live import converse
+from reclaim.convqa.protocols import Validity, run_protocol
+from reclaim.convqa.rankings import ranking_rows
+from reclaim.convqa.readers import AlwaysUnanswerable, BatchReader
+from reclaim.convqa.resolvers import build_resolver, build_rewriter
+from reclaim.convqa.results import reader_rows, shown_conversation
+from reclaim.convqa.small_reader import SmallAnswerer
+from reclaim.convqa.training import Family, train_family
+from reclaim.convqa.words import make_vocabulary
+from reclaim.errors import InputError
+from reclaim.io import atomic_path, read_json, write_json
+from reclaim.provenance import fingerprint
+from reclaim.seeding import derive
+from reclaim.train import Recipe
+
+BASELINE = "always_unanswerable"
+
+
+def run(
+    spec: Mapping[str, Any],
+    seed: int,
+    *,
+    data: Mapping[str, Path],
+    device: torch.device | str = "cpu",
+    state_dir: Path,
+    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+    iteration: int = 0,
+    previous: Path | None = None,
+    into: Path | None = None,
+) -> dict[str, Any]:
+    """Run the experiment at one seed; gives the frames `metrics`, `items`, `curves`, `costs` and `predictions`.
+
+    `spec`: `dialogs` (name of a data set of conversations with train, dev and test), `families` (name -> keys of `Family`,
+    or `architecture: bert` with the keys of `convqa.bert_reader`), `recipe`, `snapshots` (steps), `protocols` (name ->
+    keys of `Validity`, `protocol` for another name than its own), `validity` (resolver and the official options), `live`
+    (conversations, num_turns; absent without an oracle). The trained readers are saved under `into`, for the chat.
+    All but `costs` depends on spec, data, seed and code only; readers that are finished stay in `state_dir`.
+    """
+    state_dir = Path(state_dir)
+    _begin(state_dir, spec, seed, data)
+    splits = {split: load_dialogs(data[spec["dialogs"]], split) for split in ("train", "dev", "test")}
+    curves: list[dict] = []
+    costs: list[dict] = []
+    readers: dict[str, dict[str, Any]] = {}
+    for name, entry in spec["families"].items():
+        started = time.process_time()
+        folder = state_dir / "readers" / name
+        if not (folder / "record.json").exists():
+            with atomic_path(folder, directory=True) as temporary:
+                write_json(_train(name, entry, spec, splits, seed, data, device, state_dir, temporary, progress),
+                           temporary / "record.json")  # fmt: skip
+        record = read_json(folder / "record.json")
+        for step, value in enumerate(record["loss"], 1):
+            if step % 10 == 0:
+                own = {
+                    "variant": {"family": name},
+                    "step": step,
+                    "measure": "train_loss",
+                    "value": value,
+                    "unit": "nats",
+                }
+                curves.append(own)
+        seconds = {"measure": "train_s", "value": time.process_time() - started, "unit": "s"}
+        costs.append({"variant": {"family": name}, **seconds})
+        for snapshot in record["snapshots"]:
+            variant = {"reader": f"{name}-{snapshot}", "family": name, "snapshot": snapshot, **record["variant"]}
+            readers[variant["reader"]] = {"variant": variant, "folder": folder / str(snapshot)}
+    baseline = {"reader": BASELINE, "family": BASELINE, "snapshot": 0, "history": False}
+    readers[BASELINE] = {"variant": baseline, "folder": None}
+    runs = {}
+    resolver = CachedResolver(build_resolver(spec["validity"], data, device))
+    for name in progress(list(readers)):
+        started = time.process_time()
+        reader = load_reader(readers[name]["folder"], device)
+        runs[name] = _put_to_protocols(spec, reader, splits["test"], resolver, name, seed, data, device)
+        seconds = {"measure": "evaluate_s", "value": time.process_time() - started, "unit": "s"}
+        costs.append({"variant": readers[name]["variant"], **seconds})
+    variants = {name: entry["variant"] for name, entry in readers.items()}
+    metrics, items = reader_rows(splits["test"], variants, runs)
+    compared = [name for name in readers if name != BASELINE]
+    if spec.get("live") and len(compared) > 1:
+        rows, more = ranking_rows(splits["test"], {name: runs[name] for name in compared})
+        metrics, items = metrics + rows, items + more
+    counts = {"texts_resolved": resolver.calls, "questions": sum(len(dialog.turns) for dialog in splits["test"])}
+    costs += [{"variant": {}, "measure": key, "value": float(n), "unit": "count"} for key, n in counts.items()]
+    if into is not None:
+        _keep(readers, Path(into))
+    return {
+        "metrics": metrics,
+        "items": items,
+        "curves": pd.DataFrame(curves, columns=["variant", "step", "measure", "value", "unit"]),
+        "costs": pd.DataFrame(costs),
+        "predictions": shown_conversation(splits["test"], runs),
+    }
+
+
+def load_reader(folder: Path | None, device: torch.device | str = "cpu") -> BatchReader:
+    """A reader from the folder where the experiment saved it; None is the one that never answers."""
+    if folder is None:
+        return AlwaysUnanswerable()
+    if not (Path(folder) / "config.json").exists():
+        raise InputError(str(folder), "no config.json", "the folder of a reader that the experiment saved")
+    if "bert" in read_json(Path(folder) / "config.json").get("model_type", ""):
+        from reclaim.convqa.bert_reader import BertAnswerer
+
+        return BertAnswerer.load(folder, device)
+    return SmallAnswerer.load(folder, device)
+
+
+def _begin(state_dir: Path, spec: Mapping[str, Any], seed: int, data: Mapping[str, Path]) -> None:
+    """Make the state folder, and empty one that belongs to another spec, seed, data or state of the code."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    infos = {name: Path(folder) / "dataset.json" for name, folder in data.items()}
+    sources = {name: read_json(info)["sha256"] if info.exists() else str(info.parent) for name, info in infos.items()}
+    identity = {"spec": spec, "seed": seed, "data": sources, "code": fingerprint(__name__)}
+    path = state_dir / "identity.json"
+    if path.exists() and read_json(path) == identity:
+        return
+    for old in state_dir.iterdir():
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    write_json(identity, path)
+
+
+def _train(name, entry, spec, splits, seed, data, device, state_dir, folder, progress) -> dict[str, Any]:
+    """Train a family and save its snapshots as `folder/STEP`; gives its record."""
+    own = dict(entry)
+    recipe = Recipe.from_config({**spec["recipe"], **own.pop("recipe", {})}, f"families.{name}.recipe")
+    if own.pop("architecture", "small") == "bert":
+        from reclaim.convqa.bert_reader import train_bert
+
+        return train_bert(own, splits, recipe, seed, data, device, state_dir / f"{name}.train", folder, progress)
+    family = Family(**own)
+    snapshots = spec["snapshots"]
+    # Every family of a seed begins with the same weights as far as they have the same shape, and sees the same batches.
+    readers, history = train_family(
+        family, vocabulary_of(splits["train"]), splits["train"], splits["dev"], recipe, snapshots, seed,
+        device=device, sizes=spec.get("sizes"), progress=progress,
+    )  # fmt: skip
+    for snapshot, reader in readers.items():
+        reader.save_pretrained(folder / str(snapshot))
+    variant = {"history": family.history_turns > 0}
+    return {"loss": history.loss, "snapshots": list(readers), "variant": variant}
+
+
+def vocabulary_of(dialogs: Sequence[Dialog]) -> list[str]:
+    """Word classes of the training passages and questions, self-contained ones too."""
+    passages = [dialog.context for dialog in dialogs]
+    asked = [text for dialog in dialogs for turn in dialog.turns for text in (turn.question, turn.rewrite) if text]
+    return make_vocabulary([*passages, *asked])
+
+
+def _put_to_protocols(spec, reader, dialogs, resolver, name, seed, data, device) -> dict[str, Any]:
+    """What a reader did under each protocol: turns by protocol, and its live conversations as `live`."""
+    done: dict[str, Any] = {}
+    for label, changes in spec["protocols"].items():
+        options = {key: value for key, value in (spec["validity"] | (changes or {})).items() if key != "protocol"}
+        rewriter = build_rewriter(options.pop("rewriter", None), data, device)
+        window = options.pop("window", 2)
+        chosen = options.pop("resolver", None)
+        own = resolver if chosen == spec["validity"].get("resolver") else CachedResolver(
+            build_resolver({"resolver": chosen}, data, device)
+        )  # fmt: skip
+        validity = Validity(own, window=None if window == "all" else window, rewriter=rewriter, **options)
+        done[label] = run_protocol(dialogs, reader, (changes or {}).get("protocol", label), validity)
+    if spec.get("live"):
+        done["live"] = converse(dialogs, reader, name, derive(seed, "live"), **spec["live"])
+    return done
+
+
+def _keep(readers: Mapping[str, Mapping[str, Any]], into: Path) -> None:
+    for name, entry in readers.items():
+        if entry["folder"] is not None:
+            shutil.copytree(entry["folder"], into / name)

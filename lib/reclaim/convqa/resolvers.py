@@ -1,0 +1,84 @@
+"""Coreference models and rewriters by their names in the configuration.
+
+`rules` needs no download (the default). `fastcoref` loads F-coref or LingMess (Otmazgin et al. 2022) from the package of
+that name, an optional extra, with weights of the Hub. A `rewriter` is a sequence-to-sequence model that writes a
+self-contained question, such as a T5 trained on CANARD; it takes the place of the substitution of mentions only, and the
+decision which question is invalid stays with the resolver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from reclaim.convqa.coreference import Document, Resolver
+from reclaim.convqa.history import CorefText
+from reclaim.convqa.rules import RuleResolver
+from reclaim.convqa.words import find_words
+from reclaim.errors import InputError
+
+
+def build_resolver(spec: Mapping[str, Any], data: Mapping[str, Path], device: Any = "cpu") -> Resolver:
+    """The resolver that `spec["resolver"]` names: `rules`, or `{fastcoref: NAME of a model in data}`."""
+    chosen = spec.get("resolver", "rules")
+    if chosen == "rules":
+        return RuleResolver()
+    if isinstance(chosen, Mapping) and set(chosen) == {"fastcoref"}:
+        return FastcorefResolver(data[chosen["fastcoref"]], device)
+    raise InputError("validity.resolver", repr(chosen), "rules, or {fastcoref: MODEL}")
+
+
+def build_rewriter(name: str | None, data: Mapping[str, Path], device: Any = "cpu") -> Seq2SeqRewriter | None:
+    """The rewriter that a model of the chain makes; None for the substitution of mentions."""
+    return None if name is None else Seq2SeqRewriter(data[name], device)
+
+
+class FastcorefResolver:
+    """Clusters of F-coref. Its package is imported here only, and its tokens are those of `find_words`."""
+
+    def __init__(self, folder: str | Path, device: Any = "cpu"):
+        try:
+            fastcoref = import_module("fastcoref")
+        except ImportError:
+            raise InputError(
+                "validity.resolver", "fastcoref, which is not installed", "the package",
+                "pip install fastcoref, or resolver: rules.",
+            ) from None  # fmt: skip
+        self.model = fastcoref.FCoref(str(folder), device=str(device))
+
+    def resolve(self, texts: Sequence[CorefText]) -> list[Document]:
+        written = [str(text) for text in texts]
+        words = [find_words(text) for text in written]
+        found = self.model.predict(texts=[[word for word, _, _ in each] for each in words], is_split_into_words=True)
+        documents = []
+        for each, prediction in zip(words, found, strict=True):
+            # Spans come as pairs of word positions, the second one exclusive.
+            clusters = [[(first, last - 1) for first, last in own] for own in prediction.get_clusters(as_strings=False)]
+            documents.append(Document.of([word for word, _, _ in each], clusters))
+        return documents
+
+
+class Seq2SeqRewriter:
+    """A sequence-to-sequence model that reads `question ||| older turns` and writes the self-contained question."""
+
+    def __init__(self, folder: str | Path, device: Any = "cpu", max_new_tokens: int = 64):
+        import reclaim.torchvision_shim  # noqa: F401
+        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+        self.model = AutoModelForSeq2SeqLM.from_pretrained(folder).to(device).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.max_new_tokens = max_new_tokens
+
+    def rewrite(self, texts: Sequence[CorefText]) -> list[str]:
+        """One question for each text, in the order that T5 models for CANARD read: oldest turn first, `|||` between."""
+        import torch
+
+        prompts = [" ||| ".join([*(part for turn in text.turns for part in turn), text.question]) for text in texts]
+        batch = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.model.device)
+        with torch.no_grad():
+            ids = self.model.generate(
+                **batch, max_new_tokens=self.max_new_tokens, num_beams=1, do_sample=False
+            )  # fmt: skip
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
