@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 from transformers.cache_utils import DynamicCache
 
@@ -231,7 +232,7 @@ class _Candidates:
             whole = scores.new_full((*scores.shape[:2], self.vocab_size), -torch.inf)
             whole[..., self.columns] = scores
             scores, width = whole, self.vocab_size
-        values, places = scores.flatten().topk(options.num_beams)
+        values, places = scores.flatten().topk(min(options.num_beams, scores.numel()))
         sentences = places // width
         tokens = places % width if width == self.vocab_size else self.columns[places % width]
         beams, place = sentences // options.height, sentences % options.height

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import reclaim.torchvision_shim  # noqa: F401
 import torch
 from transformers.cache_utils import DynamicCache
 
