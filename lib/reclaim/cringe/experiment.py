@@ -38,8 +38,8 @@ from reclaim.tokenization import train_tokenizer
 from reclaim.train import Recipe
 
 CURVE_EVERY, LAST_STEPS = 10, 20
-EXAMPLES = 40
-"""Replies of an arm that are kept for the report."""
+KEPT, SHOWN = 40, 3
+"""How many replies of an arm are kept, and how many of them are rows of the metric `example` (1 where unwanted)."""
 GENERATED_COLUMNS = ("text", "text_pair", "label", "arm", "iteration", "lineage")
 
 
@@ -81,7 +81,10 @@ def run(
         rows += [{"variant": variant, **row} for row in record["metrics"]]
         curves += [{"variant": variant, **point} for point in record["curve"]]
         costs += [{"variant": variant, **cost} for cost in record["costs"]]
-        tables.append(replies.head(EXAMPLES).assign(arm=arm["name"], iteration=iteration))
+        tables.append(replies.head(KEPT).assign(arm=arm["name"], iteration=iteration))
+        for number, row in enumerate(replies.head(SHOWN).to_dict("records")):
+            shown = {**variant, "number": number, "prompt": row["prompt"], "reply": row["reply"]}
+            rows.append({"variant": shown, "metric": "example", "value": float(row["bad"]), "n": 1, "unit": "1"})
     study.leave(Path(into), arms, generated)
     return {
         "metrics": pd.DataFrame(rows),

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from reclaim.report import (
     figures_autoseq,
+    figures_cringe,
     figures_film,
     figures_icl,
     figures_mezo,
@@ -39,6 +40,7 @@ SYSTEMS = (
     figures_stm_unet.SYSTEM,
     figures_transformer_dr.SYSTEM,
     figures_film.SYSTEM,
+    figures_cringe.SYSTEM,
 )
 
 
