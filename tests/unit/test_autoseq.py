@@ -234,6 +234,19 @@ def test_a_sentinel_that_is_cut_off_is_an_error(tokenizer):
         encode_prompt(tokenizer, "*sent_0**mask**sent_1*", ["one"])
 
 
+def test_a_long_sentence_yields_to_the_sentinel(tokenizer):
+    template = "*sent_0*_and*mask*_or*sent_1**sep+*"
+    whole = encode_prompt(tokenizer, template, SENTENCES[1:])
+    short = encode_prompt(tokenizer, template, SENTENCES[1:], max_length=8, keep_sentinel=True)
+    sentinel = Sentinels.of(tokenizer).first
+    place = whole.input_ids.index(sentinel)
+    assert len(short.input_ids) == 8 and short.input_ids[-1] == sentinel
+    assert short.input_ids[:6] == whole.input_ids[:6] and short.input_ids[6] == whole.input_ids[place - 1]
+    assert short.literals == [6]  # `and`, behind the sentence that was cut
+    same = encode_prompt(tokenizer, template, SENTENCES[1:], max_length=place + 1, keep_sentinel=True)
+    assert same.input_ids == whole.input_ids[: place + 1]
+
+
 def test_ids_come_from_the_tokenizer():
     few = train_tokenizer("t5", SENTENCES + COMMENTS, num_sentinels=3)
     many = train_tokenizer("t5", SENTENCES + COMMENTS, num_sentinels=9)

@@ -42,8 +42,8 @@ OFFICIAL_SEEDS = (100, 13, 21, 42, 87)
 class Task:
     """A task's name, classes (names as the prompts have them), prompts, columns of its sentences, and rows.
 
-    `search` changes settings of the search for this task (TREC: 10 candidates a class enter combinations, not 20), `few_shot` how
-    its rows are drawn (CoLA and SuperGLUE: `in_place`).
+    `search` changes settings of the search for this task (TREC: 10 candidates a class enter combinations, not 20), and
+    `few_shot` how its rows are drawn (CoLA and SuperGLUE: `in_place`).
     """
 
     name: str
@@ -103,14 +103,16 @@ def few_shot_rows(
 
 
 def encode_rows(tokenizer, task: Task, form: str, rows: pd.DataFrame) -> list[Prompt]:
-    """The rows of a task in a form of its prompt; the search's own form knows no limits, fine-tuning's no sentinel."""
+    """The rows of a task in a form of its prompt; the search's own form knows no limits, fine-tuning's no sentinel.
+
+    Where a long text would push the sentinel out, it is cut further (the official code goes on without a sentinel).
+    """
     keys = task.form(form)
     limits = {} if form == "generation" else keys.get("limits", {})
     sentinel = not form.startswith("fine_tuning")
     sentences = rows[list(task.sentences)].to_numpy().tolist()
-    return [
-        encode_prompt(tokenizer, keys["template"], texts, **limits, require_sentinel=sentinel) for texts in sentences
-    ]
+    options = {**limits, "require_sentinel": sentinel, "keep_sentinel": sentinel}
+    return [encode_prompt(tokenizer, keys["template"], texts, **options) for texts in sentences]
 
 
 def _draw(arm: Mapping[str, Any]) -> int | None:

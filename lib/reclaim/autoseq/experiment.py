@@ -53,10 +53,10 @@ def run(
     """Run all arms of an AutoSeq experiment at one seed: rows of metrics, items, curves and costs.
 
     spec: `tasks` (each with `data`, `prompts`: the name of a task of templates/autoseq.yaml or its forms; optional `name`,
-    `classes`, `sentences`, `metrics`, `groups`, `test_rows`, `search`, `few_shot`), `few_shot` (`sampling`, `k`, `sets`, `dev`, `in_place`), `search`
-    (`SearchSettings`), `recipes` (of `train.Recipe`; `learning_rate` and `per_device_train_batch_size` may be lists, with
-    `eval_steps`), `rerank_recipe`, `arms`, and either `corpus`, `model`, `pretraining` (one token a word, or `vocab_size`)
-    or `models` (`search`, `tuning`).
+    `classes`, `sentences`, `metrics`, `groups`, `test_rows`, and changes of `search` and `few_shot`), `few_shot` (`sampling`,
+    `k`, `sets`, `dev`, `in_place`), `search` (`SearchSettings`), `recipes` (of `train.Recipe`; `learning_rate` and
+    `per_device_train_batch_size` may be lists, with `eval_steps`), `rerank_recipe`, `arms`, and either `corpus`, `model`,
+    `pretraining` (one token a word, or `vocab_size`) or `models` (`search`, `tuning`).
     data: the canonical folder of each data set, and the model folder of each name in `models`. Finished splits and the
     pre-trained model are kept in `state_dir` until the experiment is done.
 

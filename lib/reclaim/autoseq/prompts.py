@@ -67,17 +67,20 @@ def encode_prompt(
     other_sent_limit: int | None = None,
     truncate_head: bool = False,
     require_sentinel: bool = True,
+    keep_sentinel: bool = False,
 ) -> Prompt:
     """Fill a template with sentences; every part is tokenized by itself.
 
     Each sentence is first cut to its limit, then the whole to `max_length`, from the tail or, with `truncate_head`, from the
-    head. Candidate generation sets no limit. The sentinel is the part `mask` or the literal `<extra_id_0>`.
+    head. Candidate generation sets no limit. The sentinel is the part `mask` or the literal `<extra_id_0>`. With
+    `keep_sentinel` the longest sentence before it is cut further, where otherwise it would be cut off from the tail.
 
     Raises `InputError` for a sentence that the template names and the row lacks, and for a sentinel that is cut off.
     """
     sentinel = Sentinels.of(tokenizer).first
     ids: list[int] = []
     literals: list[int] = []
+    before: list[range] = []  # where the sentences in front of the sentinel lie
     # The templates of the search name the sentinel itself, in whose name `_` is no space.
     for part in parse_template(template.replace("*<extra_id_0>*", "*mask*")):
         if part.kind == "cls":
@@ -92,11 +95,17 @@ def encode_prompt(
                     f"template {template!r}", f"{len(sentences)} sentences", f"at least {part.index + 1} of them"
                 )
             limit = other_sent_limit if part.index else first_sent_limit
-            ids += text_ids(tokenizer, part.apply(sentences[part.index]))[:limit]
+            new = text_ids(tokenizer, part.apply(sentences[part.index]))[:limit]
+            before += [range(len(ids), len(ids) + len(new))] if sentinel not in ids else []
+            ids += new
         else:
             new = literal_ids(tokenizer, part.text)
             literals += range(len(ids), len(ids) + len(new))
             ids += new
+    missing = ids.index(sentinel) + 1 - max_length if max_length and sentinel in ids and not truncate_head else 0
+    if keep_sentinel and missing > 0 and len(longest := max(before, key=len, default=range(0))) > missing:
+        del ids[longest.stop - missing : longest.stop]
+        literals = [position - missing * (position >= longest.stop) for position in literals]
     cut = max(0, len(ids) - max_length) if max_length else 0
     first, last = (cut, len(ids)) if truncate_head else (0, len(ids) - cut)
     kept = ids[first:last]

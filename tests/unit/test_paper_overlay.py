@@ -1,0 +1,343 @@
+"""The paper overlay's code on small copies in the Hub's formats: data sets in their real schemas, each architecture of models.
+
+Sizes, steps and rows are cut; sources, templates, few-shot rules, arms and settings are those of `config/paper.yaml`.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import hub_copies
+from reclaim.autoseq import experiment as autoseq
+from reclaim.config import check_config
+from reclaim.data import load_info
+from reclaim.fetch import fetch
+from reclaim.finetune import run_job
+from reclaim.finetune_backprop import finetune_backprop
+from reclaim.finetune_mezo import finetune_mezo
+from reclaim.icl import experiment as icl
+from reclaim.models import build, load, load_tokenizer, model_family
+from reclaim.plan import make_plan, measurement_parts
+from reclaim.prompted import run_prompt_job
+from reclaim.scoring import Request, score_continuations
+from reclaim.sources import materialize
+
+CONFIG = hub_copies.overlay()
+TEXTS = {
+    name: spec
+    for name, spec in CONFIG["data"].items()
+    if spec["source"] == "hub" and (spec.get("id") or Path(spec["path"]).name, spec.get("name")) in hub_copies.SCHEMAS
+}
+ARCHITECTURES = {
+    "opt": "opt-13b", "opt-350m": "opt-350m", "llama": "llama-7b", "gpt_neox": "pythia-1b", "roberta": "roberta-large",
+    "t5": "t5-v1_1-base",
+}  # fmt: skip
+PICKLED = ("opt", "opt-350m", "t5")  # as these repositories are at their commits
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet(tmp_path_factory):
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Canonical folders of data sets, by name, made when asked for."""
+    root = tmp_path_factory.mktemp("data")
+
+    def folder(name: str) -> Path:
+        if not (root / name).exists():
+            spec = CONFIG["data"][name]
+            source = hub_copies.repository(root / "hub" / name, spec)
+            own = {key: value for key, value in spec.items() if key not in ("id", "revision")}
+            materialize({**own, "path": str(source)}, root / name)
+        return root / name
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory):
+    """Folders of models, as `fetch` leaves them, by architecture."""
+    root = tmp_path_factory.mktemp("models")
+
+    def snapshot_download(repo_id, revision, local_dir, allow_patterns):
+        for name in allow_patterns:
+            shutil.copy(root / "hub" / repo_id / name, local_dir)
+
+    def folder(architecture: str) -> Path:
+        if not (root / architecture).exists():
+            spec = CONFIG["models"].get(
+                ARCHITECTURES.get(architecture), {"id": f"someone/{architecture}", "revision": "0" * 40}
+            )
+            hub_copies.model_copy(architecture, root / "hub" / spec["id"], pickled=architecture in PICKLED)
+            fetch({**spec, "source": "hub"}, root / architecture)
+        return root / architecture
+
+    def list_repo_files(self, repo_id, revision):
+        return [path.name for path in (root / "hub" / repo_id).iterdir()]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        patch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
+        yield folder
+
+
+def test_the_overlay_is_sound_and_every_set_of_the_six_systems_has_a_copy_here():
+    check_config(CONFIG, hub_copies.ROOT / "schemas" / "config.schema.json")
+    plan = make_plan(CONFIG, [*CONFIG["run"], *CONFIG["on_request"]])
+    systems = ("mlm_masking", "mezo", "icl", "autoseq", "stm_unet", "transformer_dr")
+    wanted = make_plan(CONFIG, [name for name in CONFIG["run"] if name.partition("/")[0] in systems]).data
+    images = {name for name in wanted if CONFIG["data"][name].get("kind") == "labelled_images"}
+    assert set(wanted) - images <= set(TEXTS) and set(wanted) <= set(plan.data)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_data_set_is_read_in_its_schema(folders, name):
+    info, spec = load_info(folders(name)), CONFIG["data"][name]
+    assert {"train"} <= set(info["rows"]) and min(info["rows"].values()) > 0
+    if "label_names" in spec:
+        assert info["label_names"] == spec["label_names"]
+        assert set(info["label_counts"]["train"]) == set(spec["label_names"])
+
+
+def test_labels_keep_their_meaning(folders):
+    """Names of the overlay stand for the right classes of the Hub, by position or by name."""
+    for name, column, sources in (
+        ("trec", "coarse_label", ["ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM"]),
+        ("subj", "label_text", ["subjective", "objective"]),
+        ("cb", "label", ["entailment", "contradiction", "neutral"]),
+    ):
+        source = datasets.load_dataset(
+            str(folders(name).parent / "hub" / name), CONFIG["data"][name].get("name"), split="train"
+        )
+        feature = source.features[column]
+        raw = [feature.names[value] for value in source[column]] if hasattr(feature, "names") else source[column]
+        ours = pd.read_parquet(folders(name) / "train.parquet").set_index("id")["label"]
+        assert [sources.index(value) for value in raw] == [ours[f"train-{i}"] for i in range(len(raw))]
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gpt2", "bert", "blenderbot"])
+def test_a_model_of_each_architecture_is_fetched_and_loaded(fetched, architecture):
+    folder = fetched(architecture)
+    family = model_family(folder)
+    if architecture in ARCHITECTURES:
+        assert family == CONFIG["models"][ARCHITECTURES[architecture]]["family"]
+    assert not list(folder.glob("*.bin")) and (folder / "model.safetensors").exists()
+    model, tokenizer = load(folder, family), load_tokenizer(folder)
+    context, words = tokenizer("The river has a stone.")["input_ids"], [[7, 8], [9], [7, 10]]
+    if family == "masked":
+        ids = torch.tensor([context])
+        assert model(input_ids=ids).logits.shape == (1, len(context), len(tokenizer))
+        head = load(folder, "classification", num_labels=3)
+        assert head(input_ids=ids).logits.shape == (1, 3)
+        return
+    scores = score_continuations(model, [Request(context, word) for word in words])
+    for word, score in zip(words, scores, strict=True):
+        assert np.allclose(score, _one_by_one(model, context, word), atol=1e-4)
+    if family == "seq2seq":
+        assert model.generate(input_ids=torch.tensor([context]), max_new_tokens=3).shape[0] == 1
+
+
+@torch.no_grad()
+def _one_by_one(model, context: list[int], word: list[int]) -> np.ndarray:
+    if model.config.is_encoder_decoder:
+        start = [model.config.decoder_start_token_id, *word[:-1]]
+        logits = model(input_ids=torch.tensor([context]), decoder_input_ids=torch.tensor([start])).logits[0]
+    else:
+        logits = model(input_ids=torch.tensor([[*context, *word[:-1]]])).logits[0, len(context) - 1 :]
+    return logits.double().log_softmax(-1)[range(len(word)), word].numpy()
+
+
+@pytest.mark.parametrize("architecture", ["vit", "swin"])
+def test_models_of_images_are_fetched_as_they_are(fetched, tmp_path, architecture):
+    """No experiment of the overlay starts from such weights yet: the networks that have these blocks start from scratch."""
+    from transformers import AutoModelForImageClassification
+
+    hub_copies.model_copy(architecture, tmp_path / "direct")
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ours, direct = (
+        AutoModelForImageClassification.from_pretrained(f).eval() for f in (fetched(architecture), tmp_path / "direct")
+    )
+    with torch.no_grad():
+        assert torch.equal(ours(pixels).logits, direct(pixels).logits)
+
+
+# ------------------------------------------------------------------------------------------------- in-context learning
+
+
+def _icl_part(experiment: str, model: str, sets: list[str]) -> dict:
+    """A job's spec with few rows of some of its data sets."""
+    spec = copy.deepcopy(measurement_parts(CONFIG["experiments"]["icl"][experiment])[f"-{model}"])
+    chosen = {name: spec["data_sets"][name] for name in sets}
+    spec["data_sets"] = {name: {**entry, "pool_rows": 60, "rows": 1} for name, entry in chosen.items()}
+    spec["free_rows"] = 1
+    return spec
+
+
+@pytest.mark.parametrize(
+    ("experiment", "model", "architecture", "sets"),
+    [
+        ("opt", "opt-350m", "opt-350m", ["sst2", "poem"]),
+        ("llama", "llama-7b", "llama", ["mrpc"]),
+        ("pythia", "pythia-1b", "gpt_neox", ["trec"]),
+        ("opt_copies", "opt-13b", "opt", ["ethos_gender"]),
+    ],
+)
+def test_in_context_learning_runs(folders, fetched, tmp_path, experiment, model, architecture, sets):
+    spec = _icl_part(experiment, model, sets)
+    data = {entry["data"]: folders(entry["data"]) for entry in spec["data_sets"].values()} | {
+        model: fetched(architecture)
+    }
+    assert spec["needs"] == {"models": [model]} and set(data) <= {*spec["data"], model}
+    outcome = icl.run(spec, 1, data=data, state_dir=tmp_path / "state")
+    cells = sum(
+        np.prod([len(value) if isinstance(value, list) else 1 for value in entry.values()])
+        for entry in spec["settings"]
+    )
+    assert len(outcome["predictions"]) == cells * len(sets)
+    metrics = outcome["metrics"]
+    assert (metrics["metric"] == "accuracy").sum() == cells * len(sets) * len(spec["scorers"])
+    assert outcome["predictions"]["num_tokens"].max() > 300  # 32 demonstrations
+
+
+def test_in_context_learning_runs_with_the_tokenizer_of_gpt2(folders, fetched, tmp_path):
+    real = Path(os.environ.get("RECLAIM_DATA", "absent")) / "tokenizers" / "gpt2"
+    if not real.exists():
+        pytest.skip("RECLAIM_DATA names no folder with tokenizers/gpt2")
+    tokenizer = load_tokenizer(real)
+    build("gpt2", tokenizer, {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 2048}, 0).save_pretrained(
+        tmp_path / "gpt2"
+    )
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    spec = _icl_part("opt", "opt-350m", ["tweet_eval_hate"])
+    spec["settings"] = [entry for entry in spec["settings"] if entry.get("draws") != "official"]
+    outcome = icl.run(
+        spec,
+        1,
+        data={"tweet_eval_hate": folders("tweet_eval_hate"), "opt-350m": tmp_path / "gpt2"},
+        state_dir=tmp_path / "s",
+    )
+    assert set(outcome["predictions"]["label_pieces"].map(max)) == {1}  # its label words and symbols are single tokens
+
+
+# ------------------------------------------------------------------------------------------------------------- AutoSeq
+
+
+@pytest.mark.parametrize("task", ["CB", "COPA", "MultiRC", "WiC"])
+def test_label_sequences_are_searched_and_trained(folders, fetched, tmp_path, task):
+    spec = copy.deepcopy(measurement_parts(CONFIG["experiments"]["autoseq"]["tasks"])[f"-{task}"])
+    assert len(spec["data"]) == 1 and spec["needs"]["models"] == ["t5-v1_1-large", "t5-v1_1-base"]
+    spec["search"] |= {"beam": 4, "max_length": 5, "num_candidates": 4, "per_class": 2, "num_combinations": 2}
+    for recipe in spec["recipes"].values():
+        recipe |= {"num_train_steps": 1, "eval_steps": 1, "per_device_train_batch_size": 2, "learning_rate": 1.0e-4}
+    spec["few_shot"]["k"] = 2
+    spec["tasks"][0]["test_rows"] = 4
+    spec["tasks"][0].pop("search", None)
+    data = {spec["data"][0]: folders(spec["data"][0])} | {name: fetched("t5") for name in spec["needs"]["models"]}
+    outcome = autoseq.run(spec, 13, data=data, device="cpu", state_dir=tmp_path)
+    found = pd.DataFrame(outcome["metrics"])
+    assert (found["metric"] == "accuracy").sum() == len(spec["arms"])
+    extra = {"CB": "f1", "MultiRC": "em"}.get(task)
+    assert extra is None or (found["metric"] == extra).sum() == len(spec["arms"])
+
+
+# -------------------------------------------------------------------------------------------- MeZO and masking rates
+
+
+def _jobs(chosen: str, folders, model: Path, tasks: list[str]):
+    """(method, spec) of an experiment's jobs on some tasks at its first seed, with few rows and steps."""
+    paper, _, name = chosen.partition("/")
+    seed = CONFIG["experiments"][paper][name]["seeds"][0]
+    for job in make_plan(CONFIG, [chosen]).jobs.values():
+        arm = job["arms"][0]
+        if arm["task"] not in tasks or job["seed"] != seed:
+            continue
+        task = copy.deepcopy(CONFIG["tasks"][arm["task"]]) | {"test_rows": 3, "max_new_tokens": 2}
+        few = task["few_shot"]
+        few |= {"k": 5} if few["sampling"] == "kshot" else {"size": 16, "dev": 4}
+        recipe = copy.deepcopy(CONFIG["recipes"].get(arm.get("recipe"), {}))
+        if recipe:
+            recipe |= {"num_train_steps": 1, "eval_steps": 1, "per_device_train_batch_size": 2}
+            recipe["learning_rate"] = recipe["learning_rate"][:1]
+        if "num_demonstrations" in arm["variant"]:
+            arm["variant"]["num_demonstrations"] = 4
+        own = {"method": arm["method"], "model": str(model), "dtype": "float32", "data": str(folders(task["data"]))}
+        yield (
+            arm["method"],
+            {"seed": seed, "arms": [{**own, "task": task, "recipe": recipe, "variant": arm["variant"]}]},
+        )
+
+
+def _run(method: str, spec: dict, state: Path) -> pd.DataFrame:
+    if method not in ("mezo", "backprop"):
+        return run_prompt_job(spec, "cpu")[0]
+    options = {"identity": "x", "progress": lambda rows, *_, **__: rows, "count": lambda **_: None}
+    function = finetune_mezo if method == "mezo" else finetune_backprop
+    if method == "mezo":
+        options["trajectories"] = state / "trajectories"
+        options["trajectories"].mkdir(parents=True)
+    return run_job(spec, function, device="cpu", state_dir=state / "state", **options)[0]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "architecture", "tasks"),
+    [
+        ("mezo/few_rows", "roberta", ["sst2-16", "snli-16", "trec-16"]),
+        ("mezo/adapters", "roberta", ["rte-512"]),
+        ("mezo/parameters", "opt", ["wsc-54", "multirc-1000", "copa-300"]),
+        ("mezo/causal", "opt", ["squad-1000", "drop-1000"]),
+    ],
+)
+def test_every_arm_of_mezo_runs(folders, fetched, tmp_path, chosen, architecture, tasks):
+    ran = 0
+    for number, (method, spec) in enumerate(_jobs(chosen, folders, fetched(architecture), tasks)):
+        predictions = _run(method, spec, tmp_path / str(number))
+        assert len(predictions) == 3, spec
+        ran += 1
+    paper, _, name = chosen.partition("/")
+    arms = CONFIG["experiments"][paper][name]["arms"]
+    assert ran == sum(
+        len(set(arm["task"] if isinstance(arm["task"], list) else [arm["task"]]) & set(tasks)) for arm in arms
+    )
+
+
+def test_the_tasks_of_the_masking_study_run(folders, fetched, tmp_path):
+    """Its network from scratch, with the tokenizer of a model that was fetched, fine-tuned on classes, pairs and a score."""
+    tokenizer = load_tokenizer(fetched("roberta"))
+    sizes = {**CONFIG["models"]["large"]["config"], "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = build(CONFIG["models"]["large"]["architecture"], tokenizer, sizes | {"intermediate_size": 32}, seed=1)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    tasks = ["glue-cola", "glue-stsb", "glue-mnli"]
+    arms = [arm for arm in CONFIG["experiments"]["mlm_masking"]["rates"]["arms"] if arm["task"] in tasks]
+    for number, arm in enumerate(arms):
+        task = copy.deepcopy(CONFIG["tasks"][arm["task"]]) | {"test_rows": 3}
+        task["few_shot"] |= {"size": 8, "dev": 4}
+        recipe = CONFIG["recipes"][arm["recipe"]] | {
+            "num_train_steps": 1,
+            "eval_steps": 1,
+            "per_device_train_batch_size": 2,
+        }
+        own = {
+            "method": "backprop",
+            "model": str(tmp_path / "model"),
+            "dtype": "float32",
+            "data": str(folders(task["data"])),
+        }
+        variant = {"task": arm["task"], "prompt": False, "parameters": "full", "objective": "loss"}
+        spec = {"seed": 1, "arms": [{**own, "task": task, "recipe": recipe, "variant": variant}]}
+        assert len(_run("backprop", spec, tmp_path / str(number))) == 3
