@@ -128,7 +128,9 @@ class Split:
     def __init__(self, task: Task, models: Models, spec: Mapping[str, Any], seed: int, number: int):
         self.task, self.models, self.spec, self.number = task, models, spec, number
         self.seed = derive(seed, task.name, number)
-        rows, dev_rows = few_shot_rows({**spec["few_shot"], **task.few_shot}, task.train["label"].tolist(), seed, number)
+        rows, dev_rows = few_shot_rows(
+            {**spec["few_shot"], **task.few_shot}, task.train["label"].tolist(), seed, number
+        )
         self._rows = {"train": task.train.iloc[rows], "dev": task.train.iloc[dev_rows], "test": task.test}
         self.settings = SearchSettings(**{**spec["search"], **task.search})
         self.costs: list[tuple[dict, str, float, str]] = []
