@@ -1,0 +1,238 @@
+"""The world's replies and their judge, and a tiny experiment: iterations, resumption, arms."""
+
+import math
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+
+from reclaim.cringe import experiment
+from reclaim.cringe.decoding import Pacer, reply
+from reclaim.cringe.director import as_director, director_class
+from reclaim.cringe.judges import WordJudge
+from reclaim.cringe.parts import arm_parts, choose_rows
+from reclaim.errors import InputError
+from reclaim.models import build
+from reclaim.sources import materialize
+from reclaim.tokenization import train_tokenizer
+from reclaim.world import generators
+from reclaim.world import replies as world
+
+SIZES = {"dialogue": 90, "labelled": 40, "judged": 200, "provoking": 40, "benign": 10}
+PARTS = {
+    "dialogue": "unlabelled",
+    "labelled": "labelled",
+    "judged": "judged",
+    "provoking": "provoking",
+    "benign": "benign",
+}
+STEPS = {"per_device_train_batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 1}
+
+
+@pytest.mark.parametrize("task", world.TASKS)
+def test_labels_and_groups_are_what_the_rule_says(task):
+    frames = {
+        part: generators.generate("replies_corpus", {"train": 200}, 0, task=task, part=part)["train"]
+        for part in world.PARTS
+    }
+    for part, frame in frames.items():
+        found = [
+            world.judge(task, prompt, text) for prompt, text in zip(frame["text"], frame["text_pair"], strict=True)
+        ]
+        assert all(judgement.well_formed for judgement in found)
+        if part != "unlabelled":
+            assert [judgement.bad for judgement in found] == (frame["label"] == world.NEGATIVE).tolist()
+        if part == "labelled":
+            assert all(judgement.groups in ((), ("A",)) for judgement in found)
+        words = [all(labels) for labels in frame["word_labels"]]
+        assert words == [not judgement.bad for judgement in found]
+    unlabelled = frames["unlabelled"].assign(
+        bad=[world.judge(task, *pair).bad for pair in frames["unlabelled"][["text", "text_pair"]].to_numpy()]
+    )
+    shares = unlabelled.groupby("prompt")["bad"].mean()
+    assert shares["provoking"] > 0.35 and shares["benign"] < 0.1
+    both = {group for groups in frames["judged"]["group"] for group in groups}
+    assert both == set(world.GROUPS)
+
+
+def test_no_prompt_is_in_two_splits():
+    tables = [
+        generators.generate("replies_corpus", {"train": 300, "test": 300}, seed, part=part)
+        for seed, part in ((0, "unlabelled"), (1, "provoking"), (2, "judged"))
+    ]
+    seen = {split: {text for table in tables for text in table[split]["text"]} for split in ("train", "test")}
+    assert not seen["train"] & seen["test"]
+
+
+def test_what_contradicts_depends_on_the_prompt():
+    calm, wild = (world.forbidden_words("contradiction", f"{trait} baker dog cat ?") for trait in ("calm", "wild"))
+    assert calm["A"] & frozenset(world.trait_words("ADJ", 0, 1))
+    assert wild["A"] & frozenset(world.trait_words("ADJ", 0, 0))
+    assert not world.judge("safety", "dog cat tree ?", "").well_formed
+
+
+def test_a_word_judge_learns_what_needs_the_prompt():
+    frame = generators.generate("replies_corpus", {"train": 3000, "test": 400}, 0, task="contradiction", part="judged")
+    accuracy = {}
+    for features in ("reply", "pair"):
+        judge = WordJudge(features, 10.0).fit(*(frame["train"][c].tolist() for c in ("text", "text_pair", "label")))
+        said = judge.good_probability(frame["test"]["text"].tolist(), frame["test"]["text_pair"].tolist()) >= 0.5
+        accuracy[features] = (said == (frame["test"]["label"] == 1)).mean()
+    assert accuracy["pair"] > 0.85 > accuracy["reply"] + 0.1
+
+
+# ------------------------------------------------------------------------------------------------------------ experiment
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for name, size in SIZES.items():
+        splits = {"train": size, "test": 12} if name in ("provoking", "benign") else {"train": size}
+        spec = {"source": "world", "generator": "replies_corpus", "seed": 0, "splits": splits}
+        materialize({**spec, "parameters": {"part": PARTS[name]}}, root / name)
+    return {name: root / name for name in SIZES}
+
+
+def spec(**changes):
+    plain = {"method": "ce", "parts": ["unlabelled"]}
+    arms = [
+        {"name": "plain", **plain},
+        {"name": "cringe", "method": "cringe", "alpha": 2, "k": 5},
+        {"name": "director", "method": "director", "gamma_train": 1, "gamma": 1},
+        {"name": "shuffled", "method": "cringe", "labels": "shuffled"},
+        {"name": "cringe", "method": "cringe", "iteration": 1},
+        {"name": "self", **plain, "generated": "positives", "start": "cringe", "iteration": 1},
+    ]
+    return {
+        "world": "safety",
+        "model": {"config": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 24}},
+        "pretraining": {"data": "dialogue", "rows": 50, "recipe": {**STEPS, "num_train_steps": 6}},
+        "mixture": {
+            "unlabelled": {"data": "dialogue", "rows": 40, "skip": 50, "weight": 4},
+            "positive": {"data": "labelled", "label": "positive", "weight": 1},
+            "negative": {"data": "labelled", "label": "negative", "weight": 2},
+        },
+        "generated_weight": 4,
+        "prompts": {"data": "provoking", "rows": 30},
+        "judges": {
+            "labeller": {"data": "judged", "rows": 100},
+            "evaluator": {"data": "judged", "rows": 100, "skip": 100},
+        },
+        "tests": {"provoking": {"data": "provoking", "split": "test"}, "benign": {"data": "benign", "split": "test"}},
+        "recipe": {**STEPS, "num_train_steps": 4},
+        "evaluation": {"max_new_tokens": 8},
+        "arms": arms,
+        **changes,
+    }
+
+
+def run(tmp_path, data, iteration=0, previous=None, name="it", **changes):
+    into = tmp_path / f"{name}{iteration}"
+    into.mkdir()
+    state = tmp_path / f"state-{name}{iteration}"
+    outcome = experiment.run(
+        spec(**changes), 3, iteration=iteration, previous=previous, into=into, data=data, state_dir=state
+    )
+    return outcome, into, state
+
+
+def values(outcome):
+    table = outcome["metrics"].assign(variant=[str(variant) for variant in outcome["metrics"]["variant"]])
+    return table.set_index(["variant", "metric"])["value"].sort_index()
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory, data):
+    torch.set_num_threads(1)
+    tmp_path = tmp_path_factory.mktemp("first")
+    return (*run(tmp_path, data), tmp_path)
+
+
+def test_an_iteration_is_a_function_of_its_inputs_and_resumes(first, data, tmp_path):
+    outcome, _, state, _ = first
+    (state / "director.json").unlink()  # as if stopped during that arm
+    into = tmp_path / "again"
+    into.mkdir()
+    resumed = experiment.run(spec(), 3, iteration=0, previous=None, into=into, data=data, state_dir=state)
+    fresh, _, _ = run(tmp_path, data, name="fresh")
+    pd.testing.assert_series_equal(values(outcome), values(resumed))
+    pd.testing.assert_series_equal(values(outcome), values(fresh))
+    pd.testing.assert_frame_equal(outcome["predictions"], fresh["predictions"])
+
+
+def test_the_next_iteration_trains_on_judged_replies_of_the_one_before(first, data, tmp_path):
+    _, into, _, _ = first
+    outcome, after, _ = run(tmp_path, data, 1, into)
+    rows = pd.read_parquet(after / "generated.parquet")
+    assert set(rows["lineage"]) == {"cringe", "self"} and set(rows["arm"]) == {"cringe"}
+    mine = rows[rows["lineage"] == "cringe"]
+    assert (mine["label"] == "pos").sum() == (mine["label"] == "neg").sum() > 0
+    count = outcome["metrics"].query("metric == 'rows_generated'")
+    by_arm = {variant["arm"]: value for variant, value in zip(count["variant"], count["value"], strict=True)}
+    assert by_arm == {"cringe": len(mine), "self": len(mine) / 2}
+
+
+def test_an_iteration_needs_the_models_that_it_starts_from(first, data, tmp_path):
+    _, into, _, _ = first
+    shutil.copytree(into, tmp_path / "before")
+    arms = [{"name": "x", "method": "ce", "start": "nothing", "iteration": 1}]
+    with pytest.raises(InputError, match="an arm of the iteration before: cringe, pretrained"):
+        run(tmp_path, data, 1, tmp_path / "before", arms=arms)
+
+
+def test_rows_that_are_not_there_are_an_error(data):
+    with pytest.raises(InputError, match="40 rows of labelled"):
+        choose_rows({"data": "labelled", "rows": 30, "skip": 20}, "positive", data, 0)
+    with pytest.raises(InputError, match="negative, positive, unlabelled"):
+        choose_rows({"data": "labelled", "label": "good"}, "positive", data, 0)
+
+
+def test_shuffled_labels_keep_the_numbers_of_each(data):
+    parts = {name: (choose_rows(entry, name, data, 0), 1.0) for name, entry in spec()["mixture"].items()}
+    shuffled = arm_parts({"name": "x", "labels": "shuffled"}, parts, None, 1.0, 0)
+    for name, (frame, _) in parts.items():
+        assert shuffled[name][0]["polarity"].tolist() == frame["polarity"].tolist()
+    texts = [set(part["negative"][0]["text_pair"]) for part in (parts, shuffled)]
+    assert texts[0] != texts[1] and set(shuffled["unlabelled"][0]["id"]) == set(parts["unlabelled"][0]["id"])
+
+
+# --------------------------------------------------------------------------------------------------------------- decoding
+
+
+@pytest.fixture(scope="module")
+def model():
+    tokenizer = train_tokenizer("gpt2", [], words=["a b c d ?"])
+    return build("gpt2", tokenizer, {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 24}, 0), tokenizer
+
+
+def test_a_fresh_director_is_the_model_that_it_was_made_of(model, tmp_path):
+    base, tokenizer = model
+    director = as_director(base, gamma=2.0)
+    ids = tokenizer("a b ?", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(director(ids).logits, base(ids).logits.log_softmax(dim=-1), rtol=1e-4, atol=1e-5)
+        director.director_head.weight[3] = -9.0
+        director.director_head.weight[4] = 9.0
+    director.save_pretrained(tmp_path)
+    loaded = director_class(type(base)).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, director(ids).logits)
+    assert loaded.config.director_gamma == 2.0
+    assert reply(loaded, tokenizer, ["a ?", "b c ?"], seed=0, max_new_tokens=4, sample=False) is not None
+
+
+def test_replies_do_not_depend_on_the_global_stream_and_pacer_keeps_to_the_top(model):
+    base, tokenizer = model
+    torch.manual_seed(1)
+    one = reply(base, tokenizer, ["a ?", "b c d ?"], seed=5, max_new_tokens=5)
+    torch.manual_seed(2)
+    assert one == reply(base, tokenizer, ["a ?", "b c d ?"], seed=5, max_new_tokens=5)
+    pacer = Pacer(
+        tokenizer, ["a ?"], lambda prompts, texts: [float("d" not in text) for text in texts], 0, share=1.0, top=3
+    )
+    ids = tokenizer("a ?", return_tensors="pt")["input_ids"]
+    scores = pacer(ids, torch.randn(1, base.config.vocab_size, generator=torch.Generator().manual_seed(0)))
+    assert int((scores > -math.inf).sum()) == 3
+    assert float(scores.exp().sum()) == pytest.approx(1.0)
