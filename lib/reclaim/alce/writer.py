@@ -238,7 +238,7 @@ class FactWriter(PreTrainedModel, GenerationMixin):
                 return fixed(pieces["cite"])
             return self._closing(page, logits, every, pieces["stop"], pieces["comma"])
         if stage == NUMBER:
-            return content(self.table_digits, self.decide_number(page))
+            return content(self.table_digits, self.decide_number(page).masked_fill(page.cited, NOTHING))
         if stage == CITED:
             more = self.decide_number(page).masked_fill(page.cited, NOTHING)
             again = more.max(dim=1).values > torch.tensor(self.config.cite_threshold).log()
