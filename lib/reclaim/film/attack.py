@@ -23,6 +23,15 @@ from reclaim.metrics import recovery
 
 PICKS = {"top1": 1, "oracle8": 8, "all": None}
 COVERED = 0.6
+OFFICIAL = {
+    "official": {},
+    "official_no_ban": {"no_repeat_ngram_size": None},
+    "official_trigrams": {"no_repeat_ngram_size": 3},
+    "official_one_group": {"num_groups": 1},
+    "official_eight_groups": {"num_groups": 8},
+    "official_counts": {"counts_known": True},
+}
+"""The official search and its ablations: what is set otherwise than in the experiment's options."""
 TARGET_ERRORS = (0.8, 1.0, 1.2)
 """The attacker knows the number of targets up to some 20 %."""
 
@@ -70,9 +79,9 @@ class Attacker:
         )
         return [recovery.cut(self.decode(each.tokens[0])) for each in found]
 
-    def repeated(self, repetitions: int) -> Attacker:
-        """The same with another number of repetitions of the official search."""
-        return replace(self, options=replace(self.options, repetitions=repetitions))
+    def with_options(self, **options: Any) -> Attacker:
+        """The same with other options of the official search."""
+        return replace(self, options=replace(self.options, **options))
 
     def random_words(self, bag: Sequence[int], rng: np.random.Generator) -> list[str]:
         """Words of the bag in random order between a start and an end token, as many as the search may take."""

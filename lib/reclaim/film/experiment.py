@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from reclaim.film.attack import TARGET_ERRORS, Attacker, Observed, observe, recovery_scores, rule_label
+from reclaim.film.attack import OFFICIAL, TARGET_ERRORS, Attacker, Observed, observe, recovery_scores, rule_label
 from reclaim.film.clients import client_models, client_tokenizer, public_loss, public_model, sentence_losses
 from reclaim.film.gradients import is_tied
 from reclaim.film.reorder import ReorderOptions, reorder
@@ -184,7 +184,7 @@ def _attack_stage(spec, name, entry, stage, model, tokenizer, texts, entities, s
     record.add({}, ITEM, {"epochs": float(entry.get("stages", spec["stages"])[stage])})
     # The prior alone writes the same sentences whatever was sent.
     vocabulary = range(model.config.vocab_size)
-    prior = {"official": None, "per_start": None}
+    prior: dict[str, list[str]] = {}
     batches = [
         batch
         for each in entry.get("batches", spec["batches"])
@@ -199,13 +199,13 @@ def _attack_stage(spec, name, entry, stage, model, tokenizer, texts, entities, s
         done: dict[tuple, list[str]] = {}
         for arm in entry.get("arms", spec["arms"]):
             if arm["bag"] == "vocabulary":
-                if prior[arm["search"]] is None:
-                    prior[arm["search"]] = _search(attacker, arm["search"], list(vocabulary), batch, rng)
+                if arm["search"] not in prior:
+                    prior[arm["search"]] = _search(attacker, arm["search"], list(vocabulary), batch, observed, rng)
                 candidates = prior[arm["search"]]
             else:
                 words = tuple(bag if arm["bag"] == "recovered" else sorted(observed.truth))
                 if (arm["search"], words) not in done:
-                    done[arm["search"], words] = _search(attacker, arm["search"], list(words), batch, rng)
+                    done[arm["search"], words] = _search(attacker, arm["search"], list(words), batch, observed, rng)
                 candidates = done[arm["search"], words]
             example = arm["bag"] == "recovered" and batch.item.endswith("-0")
             record.add_recovery({**keys, **arm}, batch, candidates, entities, example)
@@ -216,9 +216,13 @@ def _attack_stage(spec, name, entry, stage, model, tokenizer, texts, entities, s
     return record.frames()
 
 
-def _search(attacker: Attacker, search: str, bag: list[int], batch: Batch, rng: np.random.Generator) -> list[str]:
-    if search == "official":
-        return attacker.official(bag, len(batch.sentences))
+def _search(
+    attacker: Attacker, search: str, bag: list[int], batch: Batch, observed, rng: np.random.Generator
+) -> list[str]:
+    if search in OFFICIAL:
+        # Counts, where they are known, are the true ones of the words in the bag.
+        counts = {token: observed.truth.get(token, 1) for token in bag} if search == "official_counts" else None
+        return attacker.with_options(**OFFICIAL[search]).official(bag, len(batch.sentences), counts)
     if search == "per_start":
         return attacker.per_start(bag)
     if search == "random_words":
@@ -241,7 +245,7 @@ def _iterate(record: _Record, spec, entry, attacker: Attacker, texts, entities, 
         for batch in progress(list(draw_batches(texts, batch_size, spec["number"], seed))):
             bag = observe(attacker.model, attacker.tokenizer, batch.sentences).bag(entry["bags"][0], attacker)
             for repetitions in spec["repetitions"]:
-                found = attacker.repeated(repetitions).official(bag, batch_size)
+                found = attacker.with_options(repetitions=repetitions).official(bag, batch_size)
                 keys = {"batch_size": batch_size, "bag": "recovered", "search": "iterated", "repetitions": repetitions}
                 record.add_recovery(keys, batch, found, entities)
 
