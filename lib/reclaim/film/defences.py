@@ -138,7 +138,7 @@ def sentence_gradients(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, 
         real = real[1:].to(logits.dtype)
         return (F.cross_entropy(logits, row[1:], reduction="none") * real).sum() / real.sum()
 
-    each = vmap(grad(loss), in_dims=(None, 0, 0))
+    each = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")  # dropout, in a model that trains
     for start in range(0, len(ids), chunk):
         with sdpa_kernel(SDPBackend.MATH):  # the others fall back to a loop under vmap
             gradients = each(trained, ids[start : start + chunk], mask[start : start + chunk])
