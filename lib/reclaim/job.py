@@ -5,7 +5,9 @@
 
 Inside the block standard output and error go to the rule's log file, where it has one. Bad input (`InputError`) ends
 the job with its one message and status 1; any other error leaves its traceback in the log and a pointer on the
-terminal. SIGTERM and SIGINT end the block like an exception, so that temporary files go and saved training state stays.
+terminal. SIGTERM and SIGINT end the block like an exception, so that temporary files go and saved training state stays;
+so does the death of the Snakemake that started the job, since the next one would make the same outputs beside it. A full
+disk is told like bad input.
 At the end the job's costs are written to the rule's output `cost`, and checksums of its outputs to its output `seal`,
 where it has them.
 """
@@ -13,15 +15,18 @@ where it has them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -33,7 +38,7 @@ import numpy
 
 from reclaim.errors import InputError
 from reclaim.io import write_json
-from reclaim.preload import THREAD_VARIABLES
+from reclaim.preload import THREAD_VARIABLES, process_start
 
 log = logging.getLogger("reclaim")
 
@@ -89,7 +94,7 @@ def job(snakemake: Any) -> Iterator[Job]:
     """Run a script's work as the job that `snakemake` (the object Snakemake gives to scripts) describes."""
     _settle(snakemake.threads)
     log_path = snakemake.log[0] if snakemake.log else None
-    with _redirected(log_path) as terminal, _stopping():
+    with _redirected(log_path) as terminal, _stopping(), _watching():
         start = _Usage()
         context = Job(snakemake, terminal)
         try:
@@ -104,6 +109,9 @@ def job(snakemake: Any) -> Iterator[Job]:
         except SystemExit:
             raise
         except BaseException as error:
+            if (full := _full_disk(error, snakemake)) is not None:
+                _say(str(full), terminal, log_path)
+                raise SystemExit(1) from None
             if log_path is None:
                 raise
             traceback.print_exc()
@@ -123,7 +131,21 @@ def _say(message: str, terminal: TextIO, log_path: str | None) -> None:
     """One message, on the terminal and in the log."""
     print(message, file=terminal, flush=True)
     if log_path is not None:
-        print(message, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the log may be on a full disk
+            print(message, file=sys.stderr, flush=True)
+
+
+def _full_disk(error: BaseException, snakemake: Any) -> InputError | None:
+    """What to say if `error` came from a disk without room; libraries tell that in errors of many kinds."""
+    place = Path(next(iter(snakemake.output), ".")).absolute().parent
+    while not place.exists():
+        place = place.parent
+    told = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    if not told and shutil.disk_usage(place).free > 1 << 16:
+        return None
+    where = getattr(error, "filename", None) or place
+    remedy = "Free some and run again: finished jobs stay, and training goes on from its saved state."
+    return InputError(str(where), "no space left on the disk", "room for what the job writes", remedy)
 
 
 def _settle(threads: int) -> None:
@@ -204,6 +226,26 @@ def _stopping() -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _watching() -> Iterator[None]:
+    """Send this process SIGTERM when the Snakemake that started the job (see `reclaim.preload`) has ended."""
+    pid, _, start = os.environ.get("RECLAIM_RUN", "").partition(" ")
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            if process_start(int(pid)) != start:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    if pid:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 class _Usage:

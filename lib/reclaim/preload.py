@@ -44,6 +44,7 @@ THREAD_VARIABLES = (
 )
 # What differs between the jobs of one run, or says nothing: not part of a parent's identity.
 _VARYING = {*THREAD_VARIABLES, "TMPDIR", "TMP", "TEMP", "TEMPDIR", "PWD", "OLDPWD", "SHLVL", "_", "COLUMNS", "LINES"}
+_VARYING.add("RECLAIM_RUN")
 _SHELLS = {b"sh", b"bash", b"dash", b"ash", b"zsh", b"ksh"}
 _FOLDER = os.path.dirname(os.path.realpath(__file__))
 
@@ -54,22 +55,24 @@ REPLY = struct.Struct("!ci")
 
 
 def _is_job() -> bool:
-    """True in a `script:` process of Snakemake whose job may be forked."""
+    """True in a `script:` process of Snakemake."""
     snakemake = getattr(sys.modules["__main__"], "snakemake", None)
-    return (
-        sys.platform == "linux"
-        and os.environ.get("RECLAIM_PRELOAD", "1") != "0"
-        and hasattr(snakemake, "resources")
-        # CUDA does not survive a fork, and such a job is long enough to pay for its own imports.
-        and not snakemake.resources.get("gpu", 0)
-    )
+    return sys.platform == "linux" and hasattr(snakemake, "resources")
+
+
+def _may_be_forked(command: list[bytes]) -> bool:
+    """False for a job of a remote executor, and for one on a GPU: CUDA does not survive a fork, and it is long enough."""
+    remote = (b"--mode", b"remote") in zip(command, command[1:], strict=False)
+    gpu = sys.modules["__main__"].snakemake.resources.get("gpu", 0)
+    return os.environ.get("RECLAIM_PRELOAD", "1") != "0" and not remote and not gpu
 
 
 def _hand_over() -> None:
-    """Let the parent run this job and end as it ended; come back only if no parent could take the job."""
+    """Let the parent run this job and end as it ended; come back if no parent may or could take the job."""
     try:
         run, command = _run_process()
-        if (b"--mode", b"remote") in zip(command, command[1:], strict=False):
+        os.environ["RECLAIM_RUN"] = f"{run[0]} {run[1]}"  # `reclaim.job` stops the job when that process has ended
+        if not _may_be_forked(command):
             return
         path = os.path.join(_runtime_folder(), f"{_identity()}.sock")
         # Twice, because a parent may have been about to end when this job connected.

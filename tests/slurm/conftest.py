@@ -87,8 +87,8 @@ class Director:
         self.log = open(story.folder / "snakemake.log", "ab")
         self.process: subprocess.Popen | None = None
 
-    def start(self, *more: str) -> None:
-        arguments = ["--workflow-profile", "profiles/slurm", *HERE, *more]
+    def start(self) -> None:
+        arguments = ["--workflow-profile", "profiles/slurm", *HERE]
         self.process = subprocess.Popen(
             _snakemake(*arguments), cwd=self.story.folder, env=self.environment, stdout=self.log, stderr=self.log
         )
@@ -133,7 +133,7 @@ def _play(director: Director) -> None:
     for name in (cancelled, timed, deaf, *PAIR):
         director.hold(name)
     (director.notes / "burden" / burdened).write_text(str(1 << 30))
-    director.start("--slurm-array-jobs", "pretrain", "--max-jobs-per-timespan", "1000/1s")
+    director.start()
 
     # A job that is cancelled, and one whose time is up. Each is held until it has ended, so that it cannot be done before.
     story.ended["cancelled"] = director.held(cancelled)

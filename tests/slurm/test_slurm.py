@@ -6,10 +6,10 @@ from slurm.conftest import PAIR, TABLES
 
 
 def _asked(job: dict[str, str]) -> tuple[int, int]:
-    """Memory (MB) and time (minutes) that a job asked for; an array's memory has a megabyte for its list of commands."""
+    """Memory (MB) and time (minutes) that a job asked for."""
     memory = next(each for each in job["TRES"].split(",") if each.startswith("mem="))
     hours, minutes, _ = map(int, job["TimeLimit"].split(":"))
-    return int(memory[len("mem=") :].rstrip("M")) // 100 * 100, 60 * hours + minutes
+    return int(memory[len("mem=") :].rstrip("M")), 60 * hours + minutes
 
 
 def test_the_tables_equal_those_of_a_local_run(story):
@@ -33,11 +33,8 @@ def test_two_gpu_jobs_run_at_once_on_different_devices(story):
     assert {event["devices"] for event in held.values()} == {"0", "1"}
 
 
-def test_small_jobs_share_one_slurm_job_and_equal_ones_are_an_array(story):
-    prepared = {event["job"] for event in story.events if event["rule"] in ("data", "tokenizer")}
-    assert len(prepared) == 1
-    first = {event["job"] for event in story.events if event["rule"] == "pretrain"}
-    assert any("ArrayJobId" in story.jobs[job] for job in first)
+def test_small_jobs_share_one_slurm_job(story):
+    assert len({event["job"] for event in story.events if event["rule"] in ("data", "tokenizer")}) == 1
 
 
 def test_a_cancelled_job_is_retried_and_resumes(story):

@@ -92,6 +92,32 @@ def test_another_error_leaves_its_traceback_in_the_log(tmp_path):
     assert "Traceback (most recent call last)" in log.read_text()
 
 
+def test_a_full_disk_is_told_in_one_message(tmp_path):
+    """Libraries tell it by an errno, or by a text of their own."""
+    for body in (
+        "raise OSError(28, 'No space left on device', 'out/weights')",
+        "raise ValueError('No space left here')",
+    ):
+        result = run(tmp_path, body, "model='out/weights'")
+        assert result.returncode == 1 and result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+        assert "no space left on the disk" in result.stderr and "run again" in result.stderr
+
+
+def test_a_job_stops_when_its_snakemake_has_died(tmp_path):
+    from reclaim.preload import process_start
+
+    snakemake_process = subprocess.Popen(["sleep", "60"])
+    named = f"{snakemake_process.pid} {process_start(snakemake_process.pid)}"
+    body = "(folder / 'ready').touch(); time.sleep(60)"
+    command = _command(tmp_path, body, "cost='costs/s/j.json'")
+    orphan = subprocess.Popen(command, stderr=-1, text=True, env={**os.environ, "RECLAIM_RUN": named})
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.02)
+    snakemake_process.kill()
+    snakemake_process.wait()
+    assert "stopped by SIGTERM" in orphan.communicate(timeout=20)[1] and orphan.returncode == 128 + signal.SIGTERM
+
+
 def test_costs_are_rows_of_the_costs_table(tmp_path):
     params = {"spec": {"seed": 11}, "code": "abc", "variant": {"b": 1, "a": [2]}}
     snakemake = fake(
