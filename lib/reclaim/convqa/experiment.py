@@ -27,7 +27,7 @@ from reclaim.convqa.protocols import Validity, run_protocol
 from reclaim.convqa.rankings import ranking_rows
 from reclaim.convqa.readers import AlwaysUnanswerable, BatchReader
 from reclaim.convqa.resolvers import build_resolver, build_rewriter
-from reclaim.convqa.results import reader_rows, shown_conversation
+from reclaim.convqa.results import reader_rows, shown_conversations, shown_rows
 from reclaim.convqa.small_reader import SmallAnswerer
 from reclaim.convqa.training import Family, train_family
 from reclaim.convqa.words import make_vocabulary
@@ -107,6 +107,10 @@ def run(
         metrics, items = metrics + rows, items + more
     counts = {"texts_resolved": resolver.calls, "questions": sum(len(dialog.turns) for dialog in splits["test"])}
     costs += [{"variant": {}, "measure": key, "value": float(n), "unit": "count"} for key, n in counts.items()]
+    shown = shown_conversations(splits["test"], runs)
+    first = next(iter(spec["families"]))
+    last = [name for name, entry in readers.items() if entry["variant"]["family"] == first][-1]
+    metrics += shown_rows(shown, last)
     if into is not None:
         _keep(readers, Path(into))
     return {
@@ -114,7 +118,7 @@ def run(
         "items": items,
         "curves": pd.DataFrame(curves, columns=["variant", "step", "measure", "value", "unit"]),
         "costs": pd.DataFrame(costs),
-        "predictions": shown_conversation(splits["test"], runs),
+        "predictions": shown,
     }
 
 

@@ -124,7 +124,9 @@ def _static_items(scored: Sequence[Scored], variant: Mapping[str, Any]) -> Itera
 
 def _share_items(marks: Mapping[str, Sequence[tuple[bool, bool]]], variant: Mapping[str, Any]) -> Iterator[dict]:
     for passage, own in marks.items():
-        for metric, values in zip(("unanswerable_share", "predicted_unanswerable"), zip(*own, strict=True), strict=True):
+        for metric, values in zip(
+            ("unanswerable_share", "predicted_unanswerable"), zip(*own, strict=True), strict=True
+        ):
             yield {"variant": variant, "metric": metric, "item": passage, "value": sum(values) / len(values)}
 
 
@@ -140,7 +142,7 @@ def _static_share(dialogs, variants, runs: Runs) -> Iterator[dict]:
             yield {"variant": variant, **row}
 
 
-def shown_conversation(dialogs: Sequence[Dialog], runs: Runs) -> pd.DataFrame:
+def shown_conversations(dialogs: Sequence[Dialog], runs: Runs) -> pd.DataFrame:
     """Some dialogs with the most flagged turns under all protocols, and live, for the report.
 
     Columns: reader, protocol, dialog, turn, asked, answer, action, truth, right (model F1 of at least one half; the
@@ -169,6 +171,18 @@ def shown_conversation(dialogs: Sequence[Dialog], runs: Runs) -> pd.DataFrame:
                     )  # fmt: skip
     columns = ["reader", "protocol", "dialog", "turn", "asked", "answer", "action", "truth", "right"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def shown_rows(shown: pd.DataFrame, reader: str) -> list[dict]:
+    """The first shown dialog of a reader as metric rows, whose variants hold the texts: value 1 where it was right."""
+    own = shown[shown["reader"] == reader]
+    own = own[own["dialog"] == own["dialog"].iloc[0]] if len(own) else own
+    texts = [name for name in own.columns if name != "right"]
+    return [
+        {"variant": {name: row[name] for name in texts}, "metric": "shown_turn", "value": float(row["right"]), "n": 1,
+         "unit": "fraction"}
+        for row in own.to_dict("records")
+    ]  # fmt: skip
 
 
 def _shown_live(reader: str, conversations: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> Iterator[dict]:

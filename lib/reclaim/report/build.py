@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from reclaim.report import (
     figures_autoseq,
+    figures_convqa,
     figures_cringe,
     figures_film,
     figures_icl,
@@ -41,6 +42,7 @@ SYSTEMS = (
     figures_transformer_dr.SYSTEM,
     figures_film.SYSTEM,
     figures_cringe.SYSTEM,
+    figures_convqa.SYSTEM,
 )
 
 
@@ -72,8 +74,8 @@ def build_report(
     views = [claim_view(row, metrics, costs, manifest) for row in in_order(claims, [system.key for system in systems])]
     sections = []
     for system in _all_systems(systems, claims, metrics):
-        frames = (_of_paper(frame, system.key) for frame in (claims, metrics, costs, curves))
-        tables = SystemTables(*frames, (pictures or {}).get(system.key, {}))
+        own = [_of_paper(frame, system.key) for frame in (claims, metrics, costs, curves)]
+        tables = SystemTables(own[0], own[1], own[2], own[3], (pictures or {}).get(system.key, {}))
         sections.append(_section(system, views, tables))
     versions = sorted(manifest.get("versions", {}).items())
     page = environment.get_template(template_path.name).render(
