@@ -7,8 +7,9 @@ Ways: `all rows` computes cross entropy, candidates and contrast for every posit
 does; `negative rows` takes the contrast for the negative positions only (`cringe_loss`); `recomputed` does that on chunks of
 positions, whose logits are computed again in the backward pass (`torch.utils.checkpoint`); `linear` is
 `linear_cringe_loss`, which takes the gradients while a chunk's logits are at hand. Each runs in a fresh process; memory is
-above what was in use before (hidden states and weights), time is of the processor; each holds the gradient of the weights at the end. The losses are
-compared with the same drawn tokens. Goal: at most half the memory of `all rows` in at most 2.5 times its time.
+above what was in use before (hidden states and weights), time is of the processor; each holds the gradient of the weights
+at the end. The losses are compared with the same drawn tokens. Goal: at most half the memory of `all rows` in at most 2.5
+times its time.
 """
 
 from __future__ import annotations
