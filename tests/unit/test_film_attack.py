@@ -16,7 +16,7 @@ from reclaim import data, tables
 from reclaim.errors import InputError
 from reclaim.film import attack, bag, clients, experiment, gradients, reorder, search, start_search
 from reclaim.film.reorder_scores import reorder_scores
-from reclaim.film.texts import client_texts, draw_batches
+from reclaim.film.texts import client_texts, draw_batches, sentences_of
 from reclaim.metrics import recovery
 from reclaim.report.figures_film import SYSTEM
 from reclaim.report.system import SystemTables
@@ -338,6 +338,12 @@ def test_a_run_that_stopped_goes_on_to_equal_tables(folders, outcome, tmp_path):
     again = experiment.run(SPEC, 5, data=folders, state_dir=tmp_path)
     for table in ("metrics", "items", "curves", "predictions"):
         pd.testing.assert_frame_equal(again[table], outcome[table])
+
+
+def test_sentences_are_taken_from_longer_texts():
+    text = "The first one is here . a piece in lower case . Is this the 3.5 th ? Too short . No mark at its end"
+    assert sentences_of(text, 8) == ["The first one is here . a piece in lower case .", "Is this the 3.5 th ?"][1:]
+    assert sentences_of(text, 12)[0].startswith("The first")
 
 
 def test_another_seed_attacks_other_sentences(folders):

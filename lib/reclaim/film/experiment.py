@@ -46,12 +46,12 @@ def run(
 ) -> dict[str, Any]:
     """Run the experiment at one seed; gives `metrics`, `items` (per batch), `curves`, `costs` and `predictions`.
 
-    `spec`: `public` and `private` (their `data`, and how many `rows`), `models` (name -> `config` and `recipe` of one from
-    scratch or `needs`-ed by name; `bags`, the first of which is attacked with; `stages` and `batches` other than the
-    spec's), `client` (recipe), `stages` (name -> epoch), `batches` (batch_size, number), `search` (SearchOptions), `arms`
-    (bag, search), and, each optional, `iteration` and `reordering`. `data` has the folder of each data set, and of each
-    model that is not made here, by its name. Finished stages stay in `state_dir`, from which a run that was stopped goes
-    on. All but `costs` depends on spec, data, seed and code only.
+    `spec`: `public` and `private` (their `data`, how many `rows`; see `client_texts`), `models` (name -> `source`; `config`
+    and `recipe` of one from scratch; `bags`, the first of which is attacked with; `stages`, `batches` and `arms` in place of
+    the spec's), `client` (recipe), `stages` (name -> epoch), `batches` (batch_size, number), `search` (SearchOptions),
+    `arms` (bag, search), and, each optional, `iteration` and `reordering`. `data` has the folder of each data set, and of
+    each model that is not made here, by its name. Finished stages stay in `state_dir`, from which a run that was stopped
+    goes on. All but `costs` depends on spec, data, seed and code only.
 
     Raises InputError for data that does not fit the spec.
     """
@@ -64,6 +64,8 @@ def run(
         private_rows=spec["private"]["rows"],
         held_out_rows=spec["private"]["held_out_rows"],
         public_rows=spec["public"].get("rows"),
+        public_split=spec["public"].get("split", "train"),
+        max_words=spec["private"].get("max_words"),
     )
     entities = entity_tagger(spec, texts)
     rows: list[pd.DataFrame] = []

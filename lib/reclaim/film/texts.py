@@ -7,6 +7,7 @@ occur in the public text.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,20 +55,36 @@ class Batch:
 
 
 def client_texts(
-    public: Path, private: Path, seed: int, *, private_rows: int, held_out_rows: int, public_rows: int | None = None
+    public: Path,
+    private: Path,
+    seed: int,
+    *,
+    private_rows: int,
+    held_out_rows: int,
+    public_rows: int | None = None,
+    public_split: str = "train",
+    max_words: int | None = None,
 ) -> ClientTexts:
-    """Draw the sentences of a seed from the train splits of two data sets; `public_rows` None: the whole corpus.
+    """Draw the sentences of a seed from a split of a public data set and the train split of a private one.
+
+    `public_rows` None: the whole corpus. `max_words`: texts are longer pieces of which the sentences of 4 to so many words
+    are taken; None: each text is a sentence.
 
     Raises InputError for too few private sentences, an odd number of them, and attacked sentences that are public.
     """
-    table = load_split(private, "train").drop_duplicates("text")
+    table = load_split(private, "train")
+    if max_words is not None:
+        table = table.assign(text=[sentences_of(text, max_words) for text in table["text"]]).explode("text").dropna()
+    table = table.drop_duplicates("text")
     wanted = private_rows + held_out_rows
     if len(table) < wanted or private_rows % 2:
         found = f"{len(table)} different sentences for {private_rows} private and {held_out_rows} held out"
         raise InputError(str(private), found, "enough of them, and an even number of private ones")
     rng = np.random.default_rng(derive(seed, "film", "private"))
     texts = table["text"].to_numpy()[rng.permutation(len(table))[:wanted]].tolist()
-    corpus = load_split(public, "train")["text"].tolist()
+    corpus = load_split(public, public_split)["text"].tolist()
+    if max_words is not None:
+        corpus = [sentence for text in corpus for sentence in sentences_of(text, max_words)]
     known = set(corpus)
     if shared := [text for text in texts if text in known]:
         found = f"{len(shared)} sentences that are also public ({shared[0]!r})"
@@ -75,6 +92,16 @@ def client_texts(
     names = frozenset(name for each in table["names"] for name in each) if "names" in table else None
     half = private_rows // 2
     return ClientTexts(corpus[:public_rows], texts[:half], texts[half:private_rows], texts[private_rows:], names)
+
+
+def sentences_of(text: str, max_words: int) -> list[str]:
+    """Pieces of a text that end in a sentence-final mark and begin with a capital letter, of 4 to `max_words` words."""
+    pieces = (piece.strip() for piece in re.split(r"(?<=[.?!])\s+(?=[A-Z])", text))
+    return [
+        piece
+        for piece in pieces
+        if piece[:1].isupper() and piece[-1:] in ".?!" and 4 <= len(piece.split()) <= max_words
+    ]
 
 
 def draw_batches(texts: ClientTexts, batch_size: int, number: int, seed: int) -> Iterator[Batch]:
