@@ -42,7 +42,7 @@ if path:
     space = {"__file__": path}
     exec(compile(source, path, "exec"), space)
     snakemake = space["snakemake"]
-    folders = ("data", "tokenizer", "model", "tables", "trajectories")
+    folders = ("data", "tokenizer", "model", "tables", "trajectories", "state", "index")
     for name, output in snakemake.output.items():
         if name in folders:
             os.makedirs(output, exist_ok=True)

@@ -97,6 +97,37 @@ def test_every_overlay_plans_from_nothing(workflow, overlay):
     assert time.monotonic() - started < 60
 
 
+ISIC = {
+    "2018": ("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"),
+    "2016": ("ISBI2016_ISIC_Part1_Training_Data", "ISBI2016_ISIC_Part1_Training_GroundTruth"),
+    "2016 test": ("ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"),
+}
+
+
+@pytest.mark.parametrize(
+    ("system", "rules"),
+    [
+        ("mlm_masking", {"model", "tokenizer", "pmi", "pretrain", "finetune_backprop", "evaluate"}),
+        ("mezo", {"model", "prompt", "finetune_mezo", "finetune_backprop", "evaluate"}),
+        ("icl", {"model", "measure"}),
+        ("autoseq", {"model", "measure"}),
+        ("stm_unet", {"measure"}),
+        ("transformer_dr", {"measure"}),
+        ("mezo_large_models", {"model", "prompt", "finetune_mezo", "evaluate"}),
+        ("fetch_icl", {"model"}),
+    ],
+)
+def test_a_system_of_the_paper_overlay_plans_alone(workflow, tmp_path, system, rules):
+    for images, masks in ISIC.values():
+        for name in (f"{images}/ISIC_1.jpg", f"{masks}/ISIC_1_Segmentation.png"):
+            (tmp_path / name).parent.mkdir()
+            (tmp_path / name).touch()
+    started = time.monotonic()
+    jobs = workflow.planned(system, overlay="paper", ISIC=str(tmp_path))
+    assert set(jobs) == {"data", system} | rules
+    assert time.monotonic() - started < 30
+
+
 def test_the_example_of_local_data_plans(workflow, tmp_path):
     for name in (
         "wikitext-2/valid.txt",
