@@ -125,11 +125,11 @@ class BertAnswerer:
     @torch.no_grad()
     def answer(self, requests: Sequence[Request]) -> list[str]:
         """The answer to each request, as the official decoding has it."""
-        pieces = [
-            piece
+        cuts = [
+            self.windows.cut(number, each.dialog.context, each.question, each.history)
             for number, each in enumerate(requests)
-            for piece in self.windows.cut(number, each.dialog.context, each.question, each.history)
         ]
+        pieces = [piece for own in cuts for piece in own]
         found: list[list[Window]] = [[] for _ in requests]
         pad_id = self.windows.tokenizer.pad_token_id
         for start in range(0, len(pieces), self.batch_size):
@@ -140,7 +140,7 @@ class BertAnswerer:
                 yes, no, unk = (float(each[row]) for each in (output.yes_logits, output.no_logits, output.unk_logits))
                 places = {piece.offset + place: piece.first + place for place in range(piece.length)}
                 starts, ends = (each[row].tolist() for each in (output.start_logits, output.end_logits))
-                best = {token: self._best_here(token - piece.offset, piece, pieces) for token in places}
+                best = {token: _best_here(place, piece, cuts[piece.request]) for token, place in places.items()}
                 found[piece.request].append(Window(starts, ends, places, best, yes, no, unk))
         return [
             bert_answer(own, self._text(each.dialog.context), max_answer_length=self.settings.max_answer_length)
@@ -151,15 +151,15 @@ class BertAnswerer:
         _, offsets = self.windows.passage(context)
         return lambda first, last: context[offsets[first][0] : offsets[last][1]]
 
-    def _best_here(self, place: int, piece: Piece, pieces: Sequence[Piece]) -> bool:
-        """Whether no other window of the question shows a passage piece with more context."""
-        position = piece.first + place
-        scores = {
-            other.first: min(position - other.first, other.first + other.length - 1 - position) + 0.01 * other.length
-            for other in pieces
-            if other.request == piece.request and other.first <= position < other.first + other.length
-        }
-        return max(scores, key=lambda first: (scores[first], -first)) == piece.first
+
+def _best_here(position: int, piece: Piece, own: Sequence[Piece]) -> bool:
+    """Whether no other window of the question shows a piece of the passage with more context."""
+    scores = {
+        other.first: min(position - other.first, other.first + other.length - 1 - position) + 0.01 * other.length
+        for other in own
+        if other.first <= position < other.first + other.length
+    }
+    return max(scores, key=lambda first: (scores[first], -first)) == piece.first
 
 
 def train_bert(

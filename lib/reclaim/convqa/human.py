@@ -8,11 +8,10 @@ disjoint sets of passages. Figures of the whole file have the variant `passages:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from reclaim.convqa.data import load_dialogs, load_judgements, load_predictions
 from reclaim.convqa.judgements import Conversation, aggregate, per_passage
@@ -111,13 +110,4 @@ def _against_metrics(spec, data, conversations, chosen) -> tuple[list[dict], lis
         for side, share in zip(("human", "metric"), tie_share(human, by_passage), strict=True):
             own = {"protocol": protocol, "passages": "fold", "side": side}
             metrics.append({"variant": own, "metric": "tie_share", "value": share, "n": 1, "unit": "fraction"})
-    return metrics, items
-
-
-def annotations_frame(conversations: Sequence[Conversation]) -> pd.DataFrame:
-    """Judged turns as a table, for the report: reader, dialog, turn and what was said and judged."""
-    return pd.DataFrame(
-        {"reader": c["model_name"], "dialog": c["dialog_id"], **{key: str(turn.get(key, "")) for key in turn}}
-        for c in conversations
-        for turn in c["qas"]
-    )
+    return [row for row in metrics if math.isfinite(row["value"])], items

@@ -8,6 +8,7 @@ against itself: accuracies from one half of the conversations against those of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,8 @@ def ranking_rows(dialogs: Sequence[Dialog], runs: Runs) -> tuple[list[dict], lis
         for ties in TIES:
             rows = _agreement_items({**own, "ties": ties}, "passage_agreement", human, passages, ties)
             items += rows
-            metrics.append(_mean({**own, "ties": ties}, "passage_agreement", rows))
+            mean = sum(row["value"] for row in rows) / len(rows) if rows else math.nan
+            metrics.append(_row({**own, "ties": ties}, "passage_agreement", mean, len(rows), "fraction"))
         rows = _agreement_items({**own, "ties": "strict"}, "agreement_with_half", half, passages, "strict")
         items += rows
         for side, share in zip(("live", "metric"), tie_share(human, passages), strict=True):
@@ -54,7 +56,8 @@ def ranking_rows(dialogs: Sequence[Dialog], runs: Runs) -> tuple[list[dict], lis
         metrics.append(_row(again, "tau_with_half", kendall_tau(_accuracies(halves[0]), halved), len(names), "1"))
         other = _passages(halves[0])
         items += _agreement_items({**again, "ties": "strict"}, "agreement_with_half", half, other, "strict")
-    return metrics, items
+    # What has no value (no passage without a tie, readers of equal accuracy) has no row.
+    return [row for row in metrics if math.isfinite(row["value"])], items
 
 
 def _half(conversations: Sequence[Mapping[str, Any]], part: int) -> list[Mapping[str, Any]]:
@@ -80,11 +83,6 @@ def _passages(live: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict
 def _agreement_items(variant, metric, human, passages, ties) -> list[dict]:
     found = passage_agreement(human, passages, ties)
     return [{"variant": variant, "metric": metric, "item": key, "value": value} for key, value in found.items()]
-
-
-def _mean(variant: Mapping[str, Any], metric: str, rows: Sequence[Mapping[str, Any]]) -> dict:
-    value = sum(row["value"] for row in rows) / len(rows)
-    return _row(variant, metric, value, len(rows), "fraction")
 
 
 def _row(variant: Mapping[str, Any], metric: str, value: float, n: int, unit: str) -> dict:

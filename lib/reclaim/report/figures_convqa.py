@@ -160,6 +160,8 @@ def _rankings(tables: SystemTables) -> Exhibit:
             label = "live, other conversations" if name == "live_again" else PROTOCOLS[name]
             rows.append((label, *(mean_text(by_seed(cell).values(), 2) if cell else "–" for cell in cells)))
     ties = where(tables.metric(EXPERIMENT, "tie_share"), protocol="gold")
+    if not ties:
+        return Exhibit("rankings", "Order of the readers", missing="there were no live conversations")
     share = {side: mean_interval(by_seed(where(ties, side=side), 100).values())[0] for side in ("live", "metric")}
     return Exhibit(
         key="rankings",
@@ -184,6 +186,8 @@ def _shift(tables: SystemTables) -> Exhibit:
                 for record in where(tables.metric(EXPERIMENT, metric), protocol=protocol)
                 if record.keys["family"] != "always_unanswerable"
             ]
+            if not found:
+                continue
             points = list(by_seed(found, 100).values())
             rows.append(Row(f"{label}, {where_}", *mean_interval(points), points=points, colour=protocol == "live"))
             table.append((rows[-1].label, mean_text(points), str(len(points))))
