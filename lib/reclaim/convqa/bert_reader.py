@@ -4,7 +4,8 @@ Source: EvalConvQA (Li et al. 2022), its BERT reader. The question with its last
 separator after each turn, cut from the left; the passage is segment 1 in overlapping windows.
 
 Differences from the official code: history has the order of training when it tests, too; an answer is the passage's own
-text between offsets; history in training is the dialog's own answer.
+text between offsets; history in training is the dialog's own answer; weight decay falls on all weights; batches are drawn
+anew at each step.
 """
 
 from __future__ import annotations

@@ -62,7 +62,10 @@ def run(
     """
     state_dir = Path(state_dir)
     _begin(state_dir, spec, seed, data)
-    splits = {split: load_dialogs(data[spec["dialogs"]], split) for split in ("train", "dev", "test")}
+    folder = Path(data[spec["dialogs"]])
+    splits = {split: load_dialogs(folder, split) for split in ("train", "test")}
+    # Only a separate head needs dialogs to set its threshold on.
+    splits["dev"] = load_dialogs(folder, "dev") if (folder / "dev.parquet").exists() else []
     curves: list[dict] = []
     costs: list[dict] = []
     readers: dict[str, dict[str, Any]] = {}
