@@ -24,7 +24,7 @@ POOLINGS = ("mean", "cls")
 
 
 class TextEncoder:
-    """Callable: texts -> float32 (texts, width). `max_length`: tokens that a text is cut to."""
+    """Callable: texts -> float32 (texts, width). `max_length`: tokens that a text is cut to; `prefix`: put before each text."""
 
     def __init__(
         self,
@@ -35,16 +35,17 @@ class TextEncoder:
         max_length: int | None = None,
         batch_size: int = 256,
         projection: torch.Tensor | None = None,
+        prefix: str = "",
     ):
         if pooling not in POOLINGS:
             raise InputError("encoder: pooling", repr(pooling), f"one of {', '.join(POOLINGS)}")
         self.model, self.tokenizer, self.pooling, self.normalize = model.eval(), tokenizer, pooling, normalize
-        self.max_length, self.batch_size, self.projection = max_length, batch_size, projection
+        self.max_length, self.batch_size, self.projection, self.prefix = max_length, batch_size, projection, prefix
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         limit = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
-        ids = self.tokenizer(list(texts), **limit)["input_ids"]
+        ids = self.tokenizer([self.prefix + text for text in texts], **limit)["input_ids"]
         # Texts of one length stand together, so that little padding is computed.
         order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
         parts = []

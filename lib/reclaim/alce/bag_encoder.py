@@ -26,6 +26,9 @@ from reclaim.train import Recipe, train
 from reclaim.world.lexicon import FACT_ATTRIBUTES, FACT_NAMES, FACT_TYPES, FACT_VALUES
 from reclaim.world.passages import PASSAGE_FACTS, Passage
 
+# A word that begins a text gets the token that it has elsewhere.
+PREFIX = " "
+
 
 class BagEncoderConfig(PreTrainedConfig):
     """`hidden_size`: width of the vectors."""
@@ -123,7 +126,9 @@ def train_bag_encoder(
 
     def batches(step: int):
         rng = np.random.default_rng(derive(seed, "triples", step))
-        texts = sum(draw_triples(rng, spec["pairs"], num_names, num_types, task), [])
+        texts = [
+            PREFIX + text for group in draw_triples(rng, spec["pairs"], num_names, num_types, task) for text in group
+        ]
         return [pad_right(tokenizer(texts)["input_ids"], tokenizer.pad_token_id, model.device)]
 
     def loss(batch) -> tuple[torch.Tensor, int]:

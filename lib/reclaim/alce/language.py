@@ -142,7 +142,7 @@ class Reading:
 
     asked: attribute, name and type of the question (0 where it has none); lists: a comma list is wanted; facts, places: facts
     of the documents shown, and the number of each one's document; written: facts of the answer so far; mode: `answer`,
-    `output` (one sentence), `check` or `search` (a line of an interactive mode).
+    `output` (one sentence), `check` or `search` (a line of an interactive mode); begun: whether a line of output stands there.
     """
 
     asked: tuple[int, int, int] = (0, 0, 0)
@@ -151,6 +151,7 @@ class Reading:
     places: list[int] = field(default_factory=list)
     written: list[tuple[int, int, int, int]] = field(default_factory=list)
     mode: str = "answer"
+    begun: bool = False
 
 
 def read_prompt(ids: Sequence[int], language: Language) -> Reading:
@@ -179,6 +180,7 @@ def read_prompt(ids: Sequence[int], language: Language) -> Reading:
                 token, ""
             )
             number = 0
+            reading.begun |= into == "output"
         elif into == "document" and not number and numbers[token]:
             number = numbers[token]
         elif into and classes[token] in current:

@@ -71,7 +71,7 @@ class Workshop:
 def prepare_encoder(spec: Mapping[str, Any], shop: Workshop) -> TextEncoder:
     """The encoder of dense retrieval: `source: scratch` (`hidden_size`, `pairs`, `temperature`, `recipe`) or `model`."""
     if spec["source"] == "scratch":
-        from reclaim.alce.bag_encoder import build_bag_encoder, train_bag_encoder
+        from reclaim.alce.bag_encoder import PREFIX, build_bag_encoder, train_bag_encoder
 
         sizes = {"num_names": shop.num_names, "num_types": shop.num_types}
         folder = shop.make(
@@ -81,7 +81,7 @@ def prepare_encoder(spec: Mapping[str, Any], shop: Workshop) -> TextEncoder:
                 model, shop.language()[0], shop.task, spec, seed, **sizes, **options
             ),
         )
-        return load_encoder(folder, shop.device)
+        return load_encoder(folder, shop.device, prefix=PREFIX)
     options = {key: spec[key] for key in ("pooling", "normalize", "max_length", "batch_size") if key in spec}
     return load_encoder(shop.data[spec["model"]], shop.device, getattr(torch, spec.get("dtype", "float32")), **options)
 

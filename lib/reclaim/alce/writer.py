@@ -59,7 +59,7 @@ class Page:
     documents and their documents' numbers, 0 where there is none; used (rows, facts): those written already; lists, once
     (rows): comma lists; one sentence only; ask (rows): 0 answer, 1 check, 2 search; stage (rows); current (rows, 4): words of
     the sentence so far; count (rows): sentences written; cited (rows, documents + 1): documents cited in this sentence;
-    said (rows): tokens of the refusal written.
+    said (rows): tokens of the refusal written; begun (rows): an interactive mode has put out a line.
     """
 
     asked: torch.Tensor
@@ -74,6 +74,7 @@ class Page:
     count: torch.Tensor
     cited: torch.Tensor
     said: torch.Tensor
+    begun: torch.Tensor
 
     def rows(self, chosen: torch.Tensor) -> Page:
         """The page of some rows."""
@@ -250,7 +251,7 @@ class FactWriter(PreTrainedModel, GenerationMixin):
             return fixed(torch.tensor(self.language.refusal, device=logits.device)[page.said])
         if stage == ACTION:
             stop = self.decide_stop(page)
-            unread = (page.ask == 2) & (page.facts[..., 3] == 0).all(dim=1) & (page.count == 0)
+            unread = (page.ask == 2) & ~page.begun
             name = torch.where(page.ask == 2, pieces["search"], pieces["check"])
             logits[every, name] = torch.where(unread, 0.0, stop[:, 0])
             logits[every, pieces["end"]] = torch.where(unread, NOTHING, stop[:, 1])
@@ -305,5 +306,6 @@ def make_page(readings: list[Reading], documents: int, device: torch.device | st
         count=torch.tensor([len(reading.written) for reading in readings]),
         cited=torch.zeros(rows, documents, dtype=torch.bool),
         said=torch.zeros(rows, dtype=torch.long),
+        begun=torch.tensor([reading.begun for reading in readings]),
     )
     return Page(*(getattr(page, name).to(device) for name in Page.__dataclass_fields__))
