@@ -4,6 +4,7 @@ import copy
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import reclaim.torchvision_shim  # noqa: F401
 import torch
@@ -28,6 +29,9 @@ from reclaim.film.scalars import (
 from reclaim.film.span import CUTS, first_layer_gradient, span_bag, span_basis, span_residuals, span_sentence
 from reclaim.film.switch_over import batch_with_inputs, sentence_losses
 from reclaim.optim import MeZO
+from reclaim.report.figures_film_defences import defence_exhibits
+from reclaim.report.system import SystemTables
+from reclaim.tables import variant_json
 from reclaim.tokenization import model_vocab_size
 
 WORDS = (
@@ -373,6 +377,17 @@ def folders(tmp_path_factory):
     return made
 
 
+def system_tables(metrics):
+    keyed = metrics.assign(paper="film", experiment="defences", seed=5, variant=metrics["variant"].map(variant_json))
+    return SystemTables(pd.DataFrame(), keyed, pd.DataFrame(), pd.DataFrame())
+
+
+def test_a_run_without_the_experiment_says_so():
+    nothing = pd.DataFrame()
+    (exhibit,) = defence_exhibits(SystemTables(nothing, nothing, nothing, nothing))
+    assert exhibit.missing
+
+
 def test_a_run_that_was_stopped_ends_in_the_same_tables(folders, tmp_path):
     whole = defences_experiment.run(SPEC, 5, data=folders, state_dir=tmp_path)
     for part in ("utility dp 0.1", "attack mezo 1", "average"):
@@ -383,5 +398,10 @@ def test_a_run_that_was_stopped_ends_in_the_same_tables(folders, tmp_path):
     metrics = whole["metrics"]
     assert {"bag_f1", "excess_rouge_L", "gain_kept", "epsilon", "picked", "scalar_gap"} <= set(metrics["metric"])
     assert np.isfinite(metrics["value"]).all()
+    exhibits = defence_exhibits(system_tables(metrics))
+    assert [exhibit.key for exhibit in exhibits] == ["defences", "span", "scalars", "candidates", "rivals"]
+    for exhibit in exhibits:
+        assert exhibit.rows and all(len(row) == len(exhibit.columns) for row in exhibit.rows), exhibit.key
+    assert [row[0] for row in exhibits[0].rows] == ["none", "DP-SGD, σ 0.1", "MeZO, scalars 1"]
     unknown = defences_experiment.run({**SPEC, "defences": SPEC["defences"][:1]}, 6, data=folders, state_dir=tmp_path)
     assert not (tmp_path / "attack mezo 1.json").exists() and len(unknown["metrics"])

@@ -90,7 +90,7 @@ def draw_average(
     norm = math.sqrt(sum(float(part.double().square().sum()) for part in gradients.values()))
     rng = np.random.default_rng(torch.randint(2**62, (), generator=generator).item())
     square = float(rng.chisquare(num_scalars))
-    noise = {key: torch.randn(part.shape, generator=generator) for key, part in gradients.items()}
+    noise = {key: torch.randn(part.shape, generator=generator).to(part.device) for key, part in gradients.items()}
     along = sum(float((noise[key].double() * part.double()).sum()) for key, part in gradients.items()) / norm**2
     complement = noise[name] - along * gradients[name]
     return (square * gradients[name] + norm * math.sqrt(square) * complement) / num_scalars
