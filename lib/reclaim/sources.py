@@ -16,6 +16,7 @@ MODULES = {
     "cited_qa": "alce.data",
     "answer_judgements": "alce.human_data",
     "conversations": "convqa.data",
+    "dialogues": "cringe.dialogues",
     "judgements": "convqa.data",
     "quac_predictions": "convqa.data",
 }

@@ -91,7 +91,7 @@ class Pacer(LogitsProcessor):
         self.generator = torch.Generator().manual_seed(derive(seed, "pacer"))
         self.length: int | None = None
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores (rows, V) with the judged rows replaced."""
         self.length = input_ids.shape[1] if self.length is None else self.length
         judged = (torch.rand(len(scores), generator=self.generator) < self.share).nonzero()[:, 0].tolist()

@@ -14,6 +14,7 @@ combined log-probabilities as logits, so that `generate`, perplexity and bad mas
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,7 @@ def _means(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def director_class(base: type) -> type:
+def director_class(base: type) -> Any:
     """The class of a model of class `base` (GPT2LMHeadModel, BlenderbotForConditionalGeneration, ...) with the second head.
 
     Its configuration has `director_gamma`, the head's weight in decoding (default 1). `forward` gives `logits` as combined
@@ -105,7 +106,8 @@ def as_director(model, gamma: float = 1.0):
     """A copy of a language model with a second head whose scores are all 0 (neither good nor bad)."""
     config = type(model.config).from_dict({**model.config.to_dict(), "director_gamma": gamma})
     with torch.random.fork_rng(devices=[]):
-        director = director_class(type(model))(config)
+        kind: Any = type(model)
+        director = director_class(kind)(config)
     director.load_state_dict(model.state_dict(), strict=False)
     with torch.no_grad():
         director.director_head.weight.zero_()

@@ -173,7 +173,7 @@ class _Study:
             frame = self.rows_of(entry, "pretraining")
             rows = encode_rows(tokenizer, frame["text"], frame["text_pair"], frame["polarity"])
             recipe = Recipe.from_config(dict(entry["recipe"]), "pretraining.recipe")
-            loss = self._fit(model, "ce", {"all": (rows, 1.0)}, recipe, {}, "pretraining", tokenizer.pad_token_id)
+            loss, _ = self._fit(model, "ce", {"all": (rows, 1.0)}, recipe, {}, "pretraining", tokenizer.pad_token_id)
             with atomic_path(folder, directory=True) as temporary:
                 model.save_pretrained(temporary)
                 tokenizer.save_pretrained(temporary)
@@ -182,16 +182,21 @@ class _Study:
 
     def _fit(
         self, model, method: str, parts, recipe: Recipe, settings, name: str, pad: int, at: int = 0
-    ) -> list[float]:
-        """Train on a mixture; the draws of rows depend on the seed and `at`, not on the arm. Gives the loss of each step."""
+    ) -> tuple[list[float], list[float]]:
+        """Train on a mixture; the draws of rows depend on the seed and `at`, not on the arm.
+
+        Gives the loss of each step, and the time (s) at which each was done.
+        """
+        clock: list[float] = []
         if not recipe.num_train_steps:
-            return []
+            return [], clock
         batches = mixture_batches(parts, recipe.per_device_train_batch_size, pad, derive(self.seed, "mixture", at))
         history = fit(
             model, method, batches, recipe, settings, seed=derive(self.seed, "arm", at),
             state_path=self.state_dir / f"{name}.train", run=f"{self.run} {name}", progress=self.progress,
+            after_step=lambda step: clock.append(time.perf_counter()),
         )  # fmt: skip
-        return history.loss
+        return history.loss, clock
 
     def language_rows(self) -> list[dict]:
         """Iteration 0: check the language model's output layer, and give the loss that it ended its training with."""
@@ -262,7 +267,9 @@ class _Study:
         parts = arm_parts(arm, self.parts, generated, self.spec.get("generated_weight", 1.0), self.seed)
         recipe = Recipe.from_config({**self.spec["recipe"], **arm.get("recipe", {})}, "recipe")
         rows = {part: (self._encode(frame, arm), weight) for part, (frame, weight) in parts.items()}
-        loss = self._fit(model, arm["method"], rows, recipe, arm, name, self.tokenizer.pad_token_id, self.iteration + 1)
+        loss, clock = self._fit(
+            model, arm["method"], rows, recipe, arm, name, self.tokenizer.pad_token_id, self.iteration + 1
+        )
         trained = time.perf_counter()
         found, replies = evaluate(
             model, self.tokenizer, self.tests, self.judges, self.spec["evaluation"], task=self.spec.get("world"),
@@ -284,6 +291,9 @@ class _Study:
             "costs": [{"measure": "train_s", "value": trained - started, "unit": "s"},
                       {"measure": "evaluate_s", "value": time.perf_counter() - trained, "unit": "s"}],
         }  # fmt: skip
+        if len(clock) > 1:
+            # The median, as other work on the machine lengthens some steps.
+            record["costs"].append({"measure": "step_s", "value": float(np.median(np.diff(clock))), "unit": "s"})
         write_json(record, record_path)
         return record, replies
 

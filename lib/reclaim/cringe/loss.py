@@ -48,7 +48,7 @@ class CringeTerms(NamedTuple):
     ce_mask: torch.Tensor
     ct_mask: torch.Tensor
     positive_ids: torch.Tensor
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks of this
 
 
 def polarity_masks(

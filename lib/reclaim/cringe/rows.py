@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Rows:
 
     def __getitem__(self, index) -> Rows:
         """The rows at `index`, without columns in which all of them are padding."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        found: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         found = {name: None if value is None else value[index] for name, value in found.items()}
         width = max(1, int(found["attention_mask"].sum(dim=1).max())) if len(found["labels"]) else 1
         replies = width
@@ -47,12 +48,14 @@ class Rows:
             used = (found["labels"] != IGNORED).any(dim=0).nonzero()
             replies = int(used.max()) + 1 if len(used) else 1
         widths = {"input_ids": width, "attention_mask": width}
-        return Rows(**{name: None if v is None else v[:, : widths.get(name, replies)] for name, v in found.items()})
+        cut = {name: None if v is None else v[:, : widths.get(name, replies)] for name, v in found.items()}
+        return Rows(**cut)
 
     def to(self, device: torch.device | str) -> Rows:
         """The same rows on another device."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Rows(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+        moved: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: None if value is None else value.to(device) for name, value in moved.items()}
+        return Rows(**moved)
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """The arguments of a model's forward pass."""
@@ -133,7 +136,7 @@ def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
 def join(parts: Sequence[Rows], pad: int) -> Rows:
     """One table of several, padded to the widest."""
     filling = {"input_ids": pad, "attention_mask": 0, "labels": IGNORED, "polarity": POSITIVE, "decoder_input_ids": pad}
-    joined = {}
+    joined: dict[str, Any] = {}
     for name, value in filling.items():
         tables = [getattr(part, name) for part in parts]
         if tables[0] is None:

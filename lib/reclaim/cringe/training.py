@@ -37,6 +37,7 @@ def fit(
     seed: int,
     state_path: Path | None = None,
     run: str = "",
+    after_step: Callable[[int], None] = lambda step: None,
     progress: Callable[[Sequence[Any]], Any] = iter,
 ) -> History:
     """Train `model` in place. `settings`: `alpha`, `k` (CRINGE), `alpha` (unlikelihood), `gamma_train`, `norm_coeff`
@@ -62,8 +63,9 @@ def fit(
         return loss(model, *micro, settings, seed)
 
     return train(
-        model, micro_batches, loss_function, recipe, seed=seed, state_path=state_path, run=run, progress=progress
-    )
+        model, micro_batches, loss_function, recipe, seed=seed, state_path=state_path, run=run, after_step=after_step,
+        progress=progress,
+    )  # fmt: skip
 
 
 def hidden_states(model, rows: Rows) -> torch.Tensor:

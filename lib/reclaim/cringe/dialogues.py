@@ -1,0 +1,169 @@
+"""Dialogue data sets in the formats that they are released in, as prompts with labelled replies (kind `dialogues`).
+
+Sources: the data of the CRINGE project (ParlAI): BlendedSkillTalk (Hub), bot-adversarial dialogue, build-it-break-it safety
+data and DECODE (archives of parl.ai, unpacked). The canonical folder is that of `pair_classification` with the labels negative,
+positive and unlabelled: `text` is the prompt (turns on lines of their own), `text_pair` the reply.
+
+    format               a row                                                      label
+    turns (Hub)          every turn of the listed speakers, after those before it   unlabelled
+    parlai               tab-separated key:value lines, `labels:__notok__`          by label; the last line is the reply
+    build_it_break_it    JSON, split -> round -> good or bad -> texts               by label; the last line is the reply
+    multi_turn_safety    JSON, split -> texts with labels                           by label; the last line is the reply
+    decode               JSON lines, `turns` and `is_contradiction`                 whether the last turn contradicts
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reclaim.cringe.utterances import LABELS, Reply, is_boring, split_utterance
+from reclaim.data_local import expand_path, sha256
+from reclaim.errors import InputError
+from reclaim.io import atomic_path, write_json, write_parquet
+
+KIND = "dialogues"
+NAMES = ("negative", "positive", "unlabelled")
+NUMBERS = {"neg": 0, "pos": 1, None: 2}
+SPLITS = ("train", "dev", "test")
+KEYS = {
+    "hub": {"id", "revision", "path", "name", "splits", "first", "speakers", "history_turns"},
+    "local": {"format", "files", "task", "round", "one_line"},
+}
+FORMATS = ("parlai", "build_it_break_it", "multi_turn_safety", "decode")
+OFFICIAL_SPLITS = {"train": "train", "dev": "valid", "test": "test"}
+
+
+def check_spec(spec: Mapping[str, Any], place: str) -> None:
+    """Check an entry of `data:` whose kind is `dialogues` without touching a file; raises InputError."""
+    source = spec.get("source")
+    if source not in KEYS:
+        raise InputError(f"{place}.source", repr(source), f"one of {', '.join(KEYS)}")
+    for key in sorted(set(spec) - KEYS[source] - {"kind", "source"}):
+        raise InputError(f"{place}.{key}", "an unknown key", f"one of {', '.join(sorted(KEYS[source]))}")
+    splits = spec.get("splits" if source == "hub" else "files")
+    if not isinstance(splits, Mapping) or not splits or not set(splits) <= set(SPLITS):
+        raise InputError(f"{place}.splits or files", repr(splits), "some of train, dev and test")
+    if source == "hub" and ({"id", "revision"} <= set(spec)) == ("path" in spec):
+        raise InputError(place, f"keys {sorted(spec)}", "either id with revision, or path (a downloaded copy)")
+    if source == "hub" and not spec.get("speakers"):
+        raise InputError(f"{place}.speakers", repr(spec.get("speakers")), "columns whose lists of turns alternate")
+    if source == "local" and spec.get("format") not in FORMATS:
+        raise InputError(f"{place}.format", repr(spec.get("format")), f"one of {', '.join(FORMATS)}")
+
+
+def materialize(spec: Mapping[str, Any], out_dir: str | Path) -> None:
+    """Write the canonical folder; raises InputError for a wrong spec and for files that are not of the format."""
+    out_dir = Path(out_dir)
+    place = f"data.{out_dir.name}"
+    check_spec(spec, place)
+    files = {path: sha256(Path(path)) for path in source_files(spec, place)}
+    with atomic_path(out_dir, directory=True) as folder:
+        rows, counts = {}, {}
+        for split, replies in (_hub if spec["source"] == "hub" else _local)(spec, place):
+            kept = [reply for reply in replies if reply.response.strip()]
+            if not kept:
+                raise InputError(f"{place}, split {split}", "no reply", "at least one")
+            frame = pd.DataFrame({
+                "id": [f"{split}-{i}" for i in range(len(kept))],
+                "text": [reply.context for reply in kept],
+                "text_pair": [reply.response for reply in kept],
+                "label": [NUMBERS[reply.label] for reply in kept],
+            })  # fmt: skip
+            write_parquet(frame, folder / f"{split}.parquet")
+            rows[split] = len(frame)
+            counts[split] = {NAMES[label]: int(count) for label, count in frame["label"].value_counts().items()}
+        info = {
+            "kind": KIND,
+            "label_names": list(NAMES),
+            "source": {"spec": dict(spec), "files": files},
+            "rows": rows,
+            "label_counts": counts,
+            "sha256": {f"{split}.parquet": sha256(folder / f"{split}.parquet") for split in rows},
+        }
+        write_json(info, folder / "dataset.json")
+
+
+def source_files(spec: Mapping[str, Any], place: str) -> list[str]:
+    """Paths of the user's own files ([] for the Hub); raises InputError for one that is not there."""
+    if spec["source"] != "local":
+        return []
+    paths = [expand_path(text, f"{place}.files.{split}") for split, text in spec["files"].items()]
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{place}.files", f"no file {path}", "the unpacked file of the release")
+    return list(dict.fromkeys(map(str, paths)))
+
+
+def _hub(spec: Mapping[str, Any], place: str) -> Iterator[tuple[str, list[Reply]]]:
+    from reclaim.data_hub import HubSource
+
+    columns = [*spec["speakers"], *([spec["first"]] if "first" in spec else [])]
+    source = HubSource(dict(spec), place, columns, None)
+    for split in spec["splits"]:
+        yield split, [reply for _, row in source.rows(split) for reply in turn_replies(row, spec)]
+
+
+def turn_replies(row: Mapping[str, Any], spec: Mapping[str, Any]) -> Iterator[Reply]:
+    """Every turn of a dialogue with the turns before it (the last `history_turns` of them, default all).
+
+    `spec["first"]` names the column of turns that open the dialogue, `spec["speakers"]` those whose lists alternate.
+    """
+    before = list(row[spec["first"]]) if "first" in spec else []
+    lists = [list(row[name]) for name in spec["speakers"]]
+    for number in range(max(map(len, lists))):
+        for turns in lists:
+            if number < len(turns):
+                kept = before[-spec["history_turns"] :] if "history_turns" in spec else before
+                yield Reply("\n".join(kept), turns[number], None)
+                before.append(turns[number])
+
+
+def _local(spec: Mapping[str, Any], place: str) -> Iterator[tuple[str, list[Reply]]]:
+    for split, text in spec["files"].items():
+        path = expand_path(text, f"{place}.files.{split}")
+        try:
+            yield split, list(_replies(spec, split, path))
+        except (KeyError, TypeError, ValueError) as error:
+            found = f"{type(error).__name__}: {error}"
+            raise InputError(str(path), found, f"a file of the format {spec['format']}") from None
+
+
+def _replies(spec: Mapping[str, Any], split: str, path: Path) -> Iterator[Reply]:
+    if spec["format"] == "decode":
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            turns = [turn["text"] if isinstance(turn, Mapping) else turn for turn in row["turns"]]
+            yield Reply("\n".join(turns[:-1]), turns[-1], "neg" if row["is_contradiction"] else "pos")
+        return
+    for text, label in _utterances(spec, split, path):
+        found = None if is_boring(text) else split_utterance(text, label, spec.get("one_line", "empty"))
+        if found is not None:
+            yield found
+
+
+def _utterances(spec: Mapping[str, Any], split: str, path: Path) -> Iterator[tuple[str, str]]:
+    if spec["format"] == "parlai":
+        for line in path.read_text(encoding="utf-8").splitlines():
+            fields = dict(part.split(":", 1) for part in line.split("\t") if ":" in part)
+            if fields:
+                yield fields["text"].replace("\\n", "\n"), LABELS[fields["labels"]]
+        return
+    dump = json.loads(path.read_text(encoding="utf-8"))
+    official = OFFICIAL_SPLITS[split]
+    if spec["format"] == "multi_turn_safety":
+        for row in dump[official]:
+            yield row["text"], _class(row["labels"])
+        return
+    rounds = dump[spec.get("task", "standard")][official][str(spec.get("round", 1))]
+    for label, name in (("pos", "good"), ("neg", "bad")):
+        for row in rounds[name]:
+            yield row["text"], label
+
+
+def _class(labels: Any) -> str:
+    return LABELS[labels[0] if isinstance(labels, list) else labels]

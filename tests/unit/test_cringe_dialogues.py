@@ -1,0 +1,62 @@
+"""Released formats of dialogue data as prompts with labelled replies."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from reclaim.data import load_info, load_split
+from reclaim.errors import InputError
+from reclaim.sources import check_spec, materialize
+
+NEGATIVE, POSITIVE, UNLABELLED = range(3)
+
+
+def rows(tmp_path, **spec):
+    materialize({"kind": "dialogues", **spec}, tmp_path / "out")
+    frame = load_split(tmp_path / "out", "train")
+    assert load_info(tmp_path / "out")["rows"]["train"] == len(frame)
+    return [tuple(row) for row in frame[["text", "text_pair", "label"]].to_numpy().tolist()]
+
+
+def local(tmp_path, content, **spec):
+    (tmp_path / "file").write_text(content)
+    return rows(tmp_path, source="local", files={"train": str(tmp_path / "file")}, **spec)
+
+
+def test_parlai_lines(tmp_path):
+    content = "text:hi\\nyou fool\tlabels:__notok__\tepisode_done:True\n\ntext:a: b\tlabels:__ok__\n"
+    content += "text:x\\nDo you want to talk about tea?\tlabels:__ok__\n"
+    assert local(tmp_path, content, format="parlai") == [("hi", "you fool", NEGATIVE), ("", "a: b", POSITIVE)]
+
+
+def test_build_it_break_it(tmp_path):
+    texts = {"good": [{"text": "nice", "labels": ["__ok__"]}], "bad": [{"text": "vile", "labels": ["__notok__"]}]}
+    content = json.dumps({"adversarial": {"train": {"1": texts}}})
+    found = local(tmp_path, content, format="build_it_break_it", task="adversarial")
+    assert found == [("", "nice", POSITIVE), ("", "vile", NEGATIVE)]
+
+
+def test_decode_turns(tmp_path):
+    lines = [
+        {"turns": [{"text": "i have a dog"}, {"text": "nice"}, {"text": "i have no dog"}], "is_contradiction": True},
+        {"turns": ["a", "b"], "is_contradiction": False},
+    ]
+    found = local(tmp_path, "\n".join(map(json.dumps, lines)), format="decode")
+    assert found == [("i have a dog\nnice", "i have no dog", NEGATIVE), ("a", "b", POSITIVE)]
+
+
+def test_turns_of_the_hub_alternate(tmp_path):
+    (tmp_path / "copy").mkdir()
+    table = pd.DataFrame({"opening": [["o1", "o2"]], "one": [["a", "c"]], "two": [["b"]]})
+    table.to_parquet(tmp_path / "copy" / "train.parquet")
+    spec = {"source": "hub", "path": str(tmp_path / "copy"), "splits": {"train": "train"}}
+    found = rows(tmp_path, **spec, first="opening", speakers=["one", "two"], history_turns=2)
+    assert found == [("o1\no2", "a", UNLABELLED), ("o2\na", "b", UNLABELLED), ("a\nb", "c", UNLABELLED)]
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(InputError, match="a file of the format decode"):
+        local(tmp_path, "{}", format="decode")
+    with pytest.raises(InputError, match="format"):
+        check_spec({"kind": "dialogues", "source": "local", "files": {"train": "x"}, "format": "x"}, "data.x")
