@@ -427,3 +427,68 @@ def test_a_wrong_answer_asks_for_the_right_span_and_new_begins_another_passage(t
     assert data[0]["qas"][0]["gold_anno"] == [name] and data[1]["dialog_id"] == dialogs[1].id
     assert data[1]["qas"][0]["valid"] == "n"
     assert any("not in the passage" in text for text in shown)
+
+
+# ------------------------------------------------------------------------------------------------------ claims on people
+
+
+def _people(accuracy, unanswerable_accuracy):
+    """Annotations of four readers on 30 passages: the share of right answers is the reader's, passage by passage alike."""
+    data = []
+    for reader in accuracy:
+        for passage in range(30):
+            qas = []
+            for number in range(20):
+                answerable = number % 3 != 0
+                share = accuracy[reader] if answerable else unanswerable_accuracy[reader]
+                right = (number * 7 + passage * 3) % 20 < 20 * share
+                qas.append({
+                    "turn_id": number, "question": "q", "answer": "span" if answerable or not right else NO_ANSWER,
+                    "valid": "y", "answerable": "y" if answerable else "n", "correct": "y" if right else "n", "gold_anno": [],
+                })  # fmt: skip
+            data.append({"model_name": reader, "context": "c", "dialog_id": f"d{passage}", "qas": qas})
+    return data
+
+
+def test_claims_on_people_follow_the_file_and_not_the_paper(tmp_path):
+    from pathlib import Path
+
+    from reclaim.claims import decide as decide_claims
+    from reclaim.claims import load_claims
+    from reclaim.outcome import read_outcomes, write_outcome
+
+    root = Path(__file__).parents[2]
+    claims = [
+        claim for claim in load_claims(root / "claims.yaml", root / "schemas/claims.schema.json")
+        if claim.paper == "convqa" and claim.claim.startswith("people_")
+    ]  # fmt: skip
+    accuracy = {"bert4quac": 0.6, "graphflow": 0.6, "ham": 0.85, "excord": 0.9}
+    unanswerable = {"bert4quac": 0.95, "graphflow": 0.6, "ham": 0.9, "excord": 0.95}
+    names = list(accuracy)
+    verdicts = {}
+    for label, renamed in (("paper", names), ("other", names[::-1])):
+        data = _people(
+            *(
+                {new: values[old] for new, old in zip(renamed, names, strict=True)}
+                for values in (accuracy, unanswerable)
+            )
+        )
+        path = tmp_path / f"{label}.json"
+        path.write_text(json.dumps({"data": data}))
+        entry = {"kind": "judgements", "source": "local", "files": {"all": str(path)}}
+        materialize(entry, tmp_path / label)
+        folders = []
+        for fold in range(5):
+            folders.append(tmp_path / f"{label}-{fold}")
+            outcome = run_human({"judgements": "people", "folds": 5}, fold, data={"people": tmp_path / label})
+            write_outcome(outcome, folders[-1], paper="convqa", experiment="human", seed=fold, stage="s", job="j")
+        tables = [read_outcomes(folders, kind) for kind in ("metrics", "items")]
+        found = decide_claims(claims, *tables, seeds={("convqa", "human"): list(range(5))})
+        verdicts[label] = dict(zip(found["claim"], found["verdict"], strict=True))
+    assert verdicts["paper"] == {
+        "people_order": "supported", "people_unanswerable": "supported", "people_separate_head": "supported",
+        "people_agreement": "not_testable",
+    }  # fmt: skip
+    assert (
+        verdicts["other"]["people_order"] == "contradicted" and verdicts["other"]["people_separate_head"] != "supported"
+    )

@@ -37,7 +37,7 @@ MEMORY = 2
 """Turns after which "it" is no longer said for what was named then."""
 
 CORRECT_F1 = 0.5
-NEW_ENTITY, NEXT_ALBUM, BEST_SELLER, IN_ORDER, PRESENT, ASK_LENGTH, NAMED = 0.25, 0.1, 0.3, 0.8, 0.55, 0.5, 0.2
+NEW_ENTITY, NEXT_ALBUM, BEST_SELLER, IN_ORDER, PRESENT, ASK_LENGTH, NAMED = 0.25, 0.1, 0.3, 0.8, 0.7, 0.5, 0.2
 RELATIONS = ("year", "place", "single", "producer", "chart")
 QUESTIONS = {
     "year": ("When was {it} released?", "When did {it} come out?"),
@@ -137,7 +137,8 @@ def _passage(
     """The text, and where each fact stands: (album's or song's name, relation or "name") -> offset."""
     she, her = facts["she"], facts["her"]
     forms = {"she": she, "her": her, "She": she.capitalize(), "Her": her.capitalize()}
-    text, starts = "", {}
+    text = ""
+    starts: dict[tuple[str, str], int] = {}
 
     def tell(template: str, owner: str, key: str, value: str, **words: str) -> None:
         nonlocal text
@@ -226,6 +227,7 @@ class World:
             truth = self.albums[follows]["name"] if follows < len(self.albums) else NO_ANSWER
             explicit = f"What was the album after {after}?" if after else form.format(her=owner)
             return Asked(form.format(her=her), truth, explicit, relation)
+        assert place is not None  # the ordinal's
         word = str(rng.choice(ORDINALS[place]))
         truth = self.albums[place]["name"] if place < len(self.albums) else NO_ANSWER
         return Asked(form.format(her=her, word=word), truth, form.format(her=owner, word=word), relation)
@@ -357,6 +359,7 @@ class LiveUser:
     def judge(self, answer: str) -> dict[str, Any]:
         """Judge the answer to the last question; gives the turn as the annotation format has it."""
         asked = self.asked
+        assert asked is not None  # `ask` comes first
         correct = is_correct(answer, asked.truth)
         unanswerable = asked.truth == NO_ANSWER
         self.person.told(asked, answer)
