@@ -12,10 +12,13 @@ from reclaim.cringe.decoding import Pacer, reply
 from reclaim.cringe.director import as_director, director_class
 from reclaim.cringe.judges import WordJudge
 from reclaim.cringe.parts import arm_parts, choose_rows
+from reclaim.cringe.rows import encode_rows, mixture_batches
+from reclaim.cringe.training import check_output_layer, fit
 from reclaim.errors import InputError
 from reclaim.models import build
 from reclaim.sources import materialize
 from reclaim.tokenization import train_tokenizer
+from reclaim.train import Recipe
 from reclaim.world import generators
 from reclaim.world import replies as world
 
@@ -27,6 +30,7 @@ PARTS = {
     "provoking": "provoking",
     "benign": "benign",
 }
+SMALL = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
 STEPS = {"per_device_train_batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 1}
 
 
@@ -236,3 +240,24 @@ def test_replies_do_not_depend_on_the_global_stream_and_pacer_keeps_to_the_top(m
     scores = pacer(ids, torch.randn(1, base.config.vocab_size, generator=torch.Generator().manual_seed(0)))
     assert int((scores > -math.inf).sum()) == 3
     assert float(scores.exp().sum()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("method", ["ce", "cringe", "unlikelihood", "director", "kto"])
+def test_encoder_decoders_train_by_every_method(model, method):
+    from transformers import BlenderbotConfig, BlenderbotForConditionalGeneration
+
+    _, tokenizer = model
+    sizes = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in SMALL.items()}
+    special = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 1}
+    config = BlenderbotConfig(vocab_size=len(tokenizer), d_model=16, max_position_embeddings=32, **special, **sizes)
+    config.forced_eos_token_id = None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        seq2seq = BlenderbotForConditionalGeneration(config).eval()
+    rows = encode_rows(tokenizer, ["a b ?", "c ?"] * 4, ["d a", "b"] * 4, [0, 1] * 4, seq2seq=True, start=1)
+    check_output_layer(seq2seq, rows, "a tiny Blenderbot")
+    trained = as_director(seq2seq) if method == "director" else seq2seq
+    recipe = Recipe(num_train_steps=12, per_device_train_batch_size=8, learning_rate=1e-2)
+    loss = fit(trained, method, mixture_batches({"all": (rows, 1.0)}, 8, 0, 0), recipe, {}, seed=0).loss
+    assert loss[-1] < loss[0]
+    assert len(reply(trained, tokenizer, ["a ?", "b c ?"], seed=0, max_new_tokens=4, sample=False, num_beams=2)) == 2
