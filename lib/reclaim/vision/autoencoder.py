@@ -34,17 +34,28 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+class AutoencoderNetwork(nn.Module):
+    """A module with `encode` (B, H, W, C) -> (B, d) and `decode` (B, d) -> (B, H, W, C)."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def decode(self, codes: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
 class ImageAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """What the autoencoders share: training, codes and reconstructions under scikit-learn's interface.
 
-    A class below names its parameters (scikit-learn reads them off `__init__`) and builds its network in `build_network`, a
-    module with `encode` (B, H, W, C) -> (B, d) and `decode` (B, d) -> (B, H, W, C).
+    A class below names its parameters (scikit-learn reads them off `__init__`) and builds its network in `build_network`.
 
     Fitted: `network_`, `image_shape_` (H, W, C), `n_features_in_`, `n_parameters_`, `loss_curve_` (mean loss of each
     epoch); with early stopping `validation_curve_` and `best_epoch_`. Codes of the training rows are not kept.
     """
 
-    def build_network(self, image_shape: Shape) -> nn.Module:
+    network_: AutoencoderNetwork
+
+    def build_network(self, image_shape: Shape) -> AutoencoderNetwork:
         raise NotImplementedError
 
     def fit(self, X, y=None):
@@ -147,11 +158,11 @@ class ImageAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         self.loss_curve_, self.validation_curve_, best = [], [], None
         for epoch in range(self.epochs):
             self.network_.train()
-            order = torch.from_numpy(rng.permutation(len(images))).to(device)
+            rows = torch.from_numpy(rng.permutation(len(images))).to(device)
             losses = []
             for step in range(len(images) // size):
                 rate = self.lr * _rate(epoch * (len(images) // size) + step, num_steps, self.warmup_steps)
-                losses.append(self._step(images[order[step * size : (step + 1) * size]], optimizer, rate))
+                losses.append(self._step(images[rows[step * size : (step + 1) * size]], optimizer, rate))
             self.loss_curve_.append(torch.stack(losses).mean().item())
             if not math.isfinite(self.loss_curve_[-1]):
                 raise InputError(

@@ -136,7 +136,7 @@ class TransUNet(nn.Module):
         self.embed = nn.Conv2d(channels[-1], embed_dim, 1)
         height, width = (side // 16 for side in self.image_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, height * width, embed_dim))
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm calls it and asks for a class
         self.blocks = nn.Sequential(
             *(Block(embed_dim, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth))
         )

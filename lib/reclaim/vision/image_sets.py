@@ -187,7 +187,8 @@ def _digits(spec, place):
 def _local(spec, place):
     paths = {split: expand_path(text, f"{place}.files.{split}") for split, text in spec["files"].items()}
     if spec["format"] == "idx":
-        parts, files = {}, {}
+        parts: dict[str, Part] = {}
+        files: dict[str, str] = {}
         for split, path in paths.items():
             labels = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
             if labels == path:
@@ -199,7 +200,8 @@ def _local(spec, place):
         most = max(int(part.labels.max()) for part in parts.values())
         return parts, [str(number) for number in range(most + 1)], 255, files
     reader = _subject_folders if spec["format"] == "subject_folders" else _subject_files
-    names, found = {}, {}
+    names: dict[str, None] = {}
+    found: dict[str, list[tuple[str, Path]]] = {}
     for split, path in paths.items():
         if not path.is_dir():
             raise InputError(f"{place}.files.{split}", f"no folder {path}", "a folder of images")
@@ -212,8 +214,8 @@ def _local(spec, place):
     for split, images in found.items():
         loaded = [_read_image(path, spec.get("size")) for _, path in images]
         _same_shape([path for _, path in images], loaded)
-        labels = np.array([label_names.index(name) for name, _ in images])
-        parts[split] = Part(np.stack(loaded), labels, [f"{name}/{path.name}" for name, path in images])
+        classes = np.array([label_names.index(name) for name, _ in images])
+        parts[split] = Part(np.stack(loaded), classes, [f"{name}/{path.name}" for name, path in images])
         files |= {str(path.relative_to(paths[split])): sha256(path) for _, path in images}
     return parts, label_names, 255, files
 

@@ -57,7 +57,7 @@ SOURCES = {
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MASK_ENDINGS = ("", "_segmentation", "_Segmentation", "_mask", "_label", "_gt")
 # Names of the official archives by split: images, masks.
-ISIC = {
+ISIC: dict[str, dict[str, tuple[str, str]]] = {
     "isic2016": {
         "train": ("ISBI2016_ISIC_Part1_Training_Data", "ISBI2016_ISIC_Part1_Training_GroundTruth"),
         "test": ("ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"),
@@ -156,7 +156,9 @@ def materialize(spec: Mapping[str, Any], out_dir: str | Path) -> None:
     """
     place = f"data.{Path(out_dir).name}"
     check_spec(spec, place)
-    reader = {"world": WorldSource, "local": FolderSource, "hub": HubImages}[spec["source"]](spec, place)
+    sources: dict[str, type[WorldSource] | type[HubImages] | type[FolderSource]]
+    sources = {"world": WorldSource, "local": FolderSource, "hub": HubImages}
+    reader = sources[spec["source"]](spec, place)
     parts = _assign(spec, reader)
     seen: dict[bytes, str] = {}
     rows, shared = {}, {}
@@ -195,7 +197,7 @@ def _share(shares: Mapping[str, Any]) -> float:
     return sum(share for split, share in shares.items() if split != "seed")
 
 
-def _assign(spec: Mapping[str, Any], reader: Any) -> dict[str, tuple[str, set[int]]]:
+def _assign(spec: Mapping[str, Any], reader: WorldSource | HubImages | FolderSource) -> dict[str, tuple[str, set[int]]]:
     """Give for each split the pool it comes from and the positions of its rows there."""
     parts = {name: (name, set(range(count))) for name, count in reader.counts.items() if name != "all"}
     shares = spec.get("split", {})
@@ -309,11 +311,12 @@ class FolderSource:
         else:
             # All of a set is its official training part: only that has masks for everybody.
             official = ISIC[form]
-            names = official.get("train" if split == "all" else split)
-            if names is None:
+            part = "train" if split == "all" else split
+            if part not in official:
                 raise InputError(
                     f"{self.place}.files.{split}", f"a {split} part of {form}", f"parts among {', '.join(official)}"
                 )
+            names = official[part]
         for name in names:
             if not (root / name).is_dir():
                 raise InputError(
@@ -382,7 +385,10 @@ def load_images(folder: str | Path, split: str, image_size: int | None = None, k
 
     Raises InputError for a row that is no image, and without `image_size` for images of several sizes.
     """
-    ids, images, masks, full = [], [], [], []
+    ids: list[str] = []
+    images: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    full: list[np.ndarray] = []
     for frame in iter_split(folder, split, batch_size=ROWS_PER_GROUP):
         for key, image_data, mask_data in zip(frame["id"], frame["image"], frame["mask"], strict=True):
             place = f"{folder}, split {split}, row {key}"

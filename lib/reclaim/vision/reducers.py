@@ -21,7 +21,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from reclaim.errors import InputError
-from reclaim.vision.autoencoder import ImageAutoencoder, Shape, count_parameters
+from reclaim.vision.autoencoder import AutoencoderNetwork, ImageAutoencoder, Shape, count_parameters
 from reclaim.vision.transformer_dr import TransformerDR
 
 
@@ -87,7 +87,7 @@ class SizedAutoencoder(ImageAutoencoder):
 class PlainAutoencoder(SizedAutoencoder):
     """Fully connected: p -> h -> h/2 -> d -> h/2 -> h -> p with GELU between, h even."""
 
-    def build_network(self, image_shape: Shape) -> nn.Module:
+    def build_network(self, image_shape: Shape) -> AutoencoderNetwork:
         pixels, d = int(np.prod(image_shape)), self.n_components
 
         def size(half: int) -> int:
@@ -101,7 +101,7 @@ class PlainAutoencoder(SizedAutoencoder):
         return PlainNetwork(image_shape, d, 2 * nearest)
 
 
-class PlainNetwork(nn.Module):
+class PlainNetwork(AutoencoderNetwork):
     def __init__(self, image_shape: Shape, n_components: int, width: int):
         super().__init__()
         self.image_shape, pixels = image_shape, int(np.prod(image_shape))
@@ -121,8 +121,8 @@ class PlainNetwork(nn.Module):
 class ConvAutoencoder(SizedAutoencoder):
     """Three 3 x 3 convolutions of stride 2 (a, 2a and about 4a channels, GELU), a linear code, and their mirror."""
 
-    def build_network(self, image_shape: Shape) -> nn.Module:
-        candidates = []
+    def build_network(self, image_shape: Shape) -> AutoencoderNetwork:
+        candidates: list[tuple[float, int, tuple[int, int, int]]] = []
         for a in range(1, 1024):
             # The number of parameters is linear in the last width.
             with torch.device("meta"):
@@ -139,13 +139,14 @@ class ConvAutoencoder(SizedAutoencoder):
         return ConvNetwork(image_shape, self.n_components, min(candidates)[2])
 
 
-class ConvNetwork(nn.Module):
+class ConvNetwork(AutoencoderNetwork):
     def __init__(self, image_shape: Shape, n_components: int, channels: tuple[int, int, int]):
         super().__init__()
         height, width, depth = image_shape
         sizes = [(height, width)]
         for _ in channels:
-            sizes.append(tuple(-(-side // 2) for side in sizes[-1]))
+            height, width = sizes[-1]
+            sizes.append((-(-height // 2), -(-width // 2)))
         self.grid = (channels[-1], *sizes[-1])
         self.encoder = _stack(_down, (depth, *channels))
         self.to_code = nn.Linear(int(np.prod(self.grid)), n_components)
@@ -178,7 +179,7 @@ def _down(before: int, after: int) -> nn.Module:
 
 def _up(small: tuple[int, int], large: tuple[int, int]) -> Callable[[int, int], nn.Module]:
     """A transposed convolution from one grid to exactly the other."""
-    padding = tuple(big - (2 * little - 1) for little, big in zip(small, large, strict=True))
+    padding = (large[0] - (2 * small[0] - 1), large[1] - (2 * small[1] - 1))
     return lambda before, after: nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=padding)
 
 

@@ -93,7 +93,8 @@ def run(
     Raises InputError for methods, sets and sizes that do not exist or do not fit.
     """
     names = [spec["data"]] if isinstance(spec["data"], str) else list(spec["data"])
-    splits, arms = {}, []
+    splits: dict[tuple[str, int | None], Split] = {}
+    arms: list[Arm] = []
     for name in names:
         images = _all_images(data[name])
         for count in spec["training_images"] if spec["protocol"] == "per_subject" else [None]:
@@ -113,7 +114,9 @@ def run(
         if not files[-1].exists():
             write_json(_run_arm(arm, splits[arm.data, arm.training_images], spec, seed, str(device)), files[-1])
         results.append(read_json(files[-1]))
-    outcome = {kind: [row for result in results for row in result[kind]] for kind in ("metrics", "curves", "costs")}
+    outcome: dict[str, Any] = {
+        kind: [row for result in results for row in result[kind]] for kind in ("metrics", "curves", "costs")
+    }
     if spec["protocol"] == "per_subject":
         for (name, count), split in splits.items():
             outcome["metrics"] += _raw_rows(name, count, split)
@@ -156,7 +159,9 @@ def per_subject_split(images: ImageSet, training_images: int, seed: int) -> Spli
     last of these is the validation part (and so part of `train`, too).
     """
     rng = np.random.RandomState(seed)
-    train, validation, test = [], [], []
+    train: list[int] = []
+    validation: list[int] = []
+    test: list[int] = []
     for subject in range(len(images.label_names)):
         rows = np.flatnonzero(images.labels == subject)
         if not 1 <= training_images < len(rows):
@@ -230,7 +235,7 @@ def _run_arm(arm: Arm, split: Split, spec: Mapping[str, Any], seed: int, device:
         values |= _image_values(estimator, split, rebuilt)
     if rate is not None:
         values |= {"learning_rate": (rate, "1"), "parameters": (estimator.n_parameters_, "count")}
-    rows = {
+    rows: dict[str, Any] = {
         "metrics": [
             {"variant": arm.variant, "metric": name, "value": float(value), "n": len(codes), "unit": unit}
             for name, (value, unit) in values.items()
@@ -292,8 +297,8 @@ def _code_values(method, estimator, split: Split, codes, labels, rows, seed: int
     values["knn1_leave_one_out"] = embedding.leave_one_out_accuracy(codes, labels)
     values["trustworthiness"] = embedding.trustworthiness(rows[:MOST_RANKED], codes[:MOST_RANKED], NEIGHBOURS)
     values["continuity"] = embedding.continuity(rows[:MOST_RANKED], codes[:MOST_RANKED], NEIGHBOURS)
-    values = {name: (value, "fraction") for name, value in values.items()}
-    return values | {"silhouette": (embedding.silhouette(codes[:MOST_RANKED], labels[:MOST_RANKED]), "1")}
+    shares = {name: (value, "fraction") for name, value in values.items()}
+    return shares | {"silhouette": (embedding.silhouette(codes[:MOST_RANKED], labels[:MOST_RANKED]), "1")}
 
 
 def _image_values(estimator, split: Split, rebuilt: np.ndarray) -> dict[str, tuple[float, str]]:
@@ -328,7 +333,7 @@ def _recognition(arm: Arm, estimator, split: Split, codes: np.ndarray) -> dict[s
     }
 
 
-def _raw_rows(data: str, training_images: int, split: Split) -> Iterator[dict[str, Any]]:
+def _raw_rows(data: str, training_images: int | None, split: Split) -> Iterator[dict[str, Any]]:
     """Recognition by the pixels themselves."""
     sides = split.rows("train"), split.labels("train"), split.rows("test"), split.labels("test")
     variant = {"data": data, "method": "raw", "dimension": "pixels", "training_images": training_images}
@@ -341,7 +346,7 @@ def _chosen_dimensions(metrics: Sequence[Mapping[str, Any]]) -> Iterator[dict[st
     """Recognition at the d with the best leave-one-out accuracy on training codes ("chosen"), and at the best on the
     test images ("oracle": an optimistic figure, usual in this literature). The lowest d of equal ones.
     """
-    curves: dict[str, dict[str, dict[int, dict]]] = {}
+    curves: dict[str, dict[str, dict[int, Mapping[str, Any]]]] = {}
     for row in metrics:
         if isinstance(row["variant"]["dimension"], int) and row["metric"] in ("knn1", "knn1_train_leave_one_out"):
             key = json.dumps({k: v for k, v in row["variant"].items() if k != "dimension"}, sort_keys=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -12,10 +13,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 # Ten colours by Tol ("Colour schemes", muted, with one grey), told apart by colour-blind readers.
 COLOURS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499", "#777777")
 DPI = 110
-STYLE = {"font.family": "DejaVu Sans", "font.size": 8, "text.parse_math": False}
+STYLE: dict[RcKeyType, Any] = {"font.family": "DejaVu Sans", "font.size": 8, "text.parse_math": False}
 
 
 def codes_picture(codes: Mapping[str, np.ndarray], labels: np.ndarray, label_names: Sequence[str]) -> bytes:

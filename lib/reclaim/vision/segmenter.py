@@ -125,7 +125,8 @@ class Augmentation:
             turns = int(rng.integers(4)) if rng.random() < self.rotate90 else 0
             axes = ((0,), (1,), (0, 1))[int(rng.integers(3))] if rng.random() < self.flip else ()
             pairs.append([torch.rot90(side, turns, (0, 1)).flip(axes) for side in (image, mask)])
-        return tuple(torch.stack(sides) for sides in zip(*pairs, strict=True))
+        turned_images, turned_masks = zip(*pairs, strict=True)
+        return torch.stack(turned_images), torch.stack(turned_masks)
 
 
 def fit(
@@ -147,7 +148,7 @@ def fit(
     images, masks = torch.from_numpy(data.images), torch.from_numpy(data.masks)
     size, parts = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
     take = epoch_batches(len(data), size * parts, derive(seed, "batches"))
-    model.to(device=device, memory_format=torch.channels_last)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stub
 
     def batches(step: int) -> list[tuple[Tensor, Tensor]]:
         rows = torch.from_numpy(take(step)[1])
@@ -187,10 +188,10 @@ def predict(model: nn.Module, images: np.ndarray, *, batch_size: int = 32, unext
     height, width = images.shape[1:3]
     size = (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
     built = getattr(model, "image_size", size)
-    fitted = built != size and hasattr(model, "set_input_size")
+    set_input_size = getattr(model, "set_input_size", None) if built != size else None
     model.eval()
-    if fitted:
-        model.set_input_size(size)
+    if set_input_size is not None:
+        set_input_size(size)
     try:
         found = []
         for start in range(0, len(images), batch_size):
@@ -198,8 +199,8 @@ def predict(model: nn.Module, images: np.ndarray, *, batch_size: int = 32, unext
             x = F.pad(x, (0, size[1] - width, 0, size[0] - height), mode="replicate")
             found.append(model(x).float().sigmoid()[..., :height, :width].cpu().numpy())
     finally:
-        if fitted:
-            model.set_input_size(built)
+        if set_input_size is not None:
+            set_input_size(built)
     return np.concatenate(found)
 
 

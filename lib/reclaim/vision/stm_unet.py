@@ -200,14 +200,16 @@ class SwinPair(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self:
+            assert isinstance(block, SwinTransformerBlock)
             # Torch's fused attention, which timm leaves off, is faster without gradients (and not with them).
-            block.attn.fused_attn = not torch.is_grad_enabled()
+            block.attn.fused_attn = not torch.is_grad_enabled()  # type: ignore[misc]  # final for TorchScript only
             x = block(x)
         return x
 
     def set_input_size(self, resolution: tuple[int, int]) -> None:
         """Fit the blocks to maps of another size; only a window that shrinks or grows with the map changes weights."""
         for block in self:
+            assert isinstance(block, SwinTransformerBlock)
             block.set_input_size(resolution, (self.window_size, self.window_size))
 
 
@@ -233,7 +235,7 @@ def grid_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     return (image_size, image_size) if isinstance(image_size, int) else (int(image_size[0]), int(image_size[1]))
 
 
-def check_divisible(place: str, size: tuple[int, int], divisor: int) -> None:
+def check_divisible(place: str, size: Sequence[int], divisor: int) -> None:
     """Raise InputError unless the strides of a network divide height and width."""
     if size[0] % divisor or size[1] % divisor or min(size) < divisor:
         raise InputError(
@@ -295,7 +297,7 @@ class STMUNet(nn.Module):
         self.encoder3, self.ebn3 = conv3(b, c), nn.BatchNorm2d(c)
         self.patch_embed3, self.block1, self.norm3 = PatchEmbed(c, d), nn.Sequential(ShiftBlock(d)), nn.LayerNorm(d)
         if bottleneck == "shift":
-            block = ShiftBlock(e)
+            block: nn.Module = ShiftBlock(e)
         else:
             block = PCASMLP(e, parallel_kernels, axial_shift, axial_branches, depthwise, fusion)
         self.patch_embed4, self.block2, self.norm4 = PatchEmbed(d, e), nn.Sequential(block), nn.LayerNorm(e)
@@ -322,6 +324,7 @@ class STMUNet(nn.Module):
         check_divisible("STMUNet.set_input_size", size, self.divisor)
         self.image_size = size
         for level, pair in self.skips.items():
+            assert isinstance(pair, SwinPair)
             pair.set_input_size(self._resolution(int(level)))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reclaim.errors import InputError
-from reclaim.vision.autoencoder import ImageAutoencoder, Shape
+from reclaim.vision.autoencoder import AutoencoderNetwork, ImageAutoencoder, Shape
 
 # Sizes and training of section 2 of this project's card; `n_components` is the user's.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -95,7 +95,7 @@ class Block(nn.Module):
         return self.proj(mixed.transpose(1, 2).reshape(batch, count, width))
 
 
-class TransformerAutoencoder(nn.Module):
+class TransformerAutoencoder(AutoencoderNetwork):
     """Images (B, H, W, C) -> codes (B, d) -> images (B, H, W, C).
 
     An image that the patch size does not divide is padded with zeros on the right and at the bottom, and cropped after
@@ -277,7 +277,7 @@ class TransformerDR(ImageAutoencoder):
             raise InputError(
                 "TransformerDR(n_components=...)", f"{self.n_components} with pool='token'", f"a multiple of {tokens}"
             )
-        names = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "pool")
-        names += ("attention", "positions", "decoder_depth")
-        settings = {name: getattr(self, name) for name in names}
+        shape = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "pool")
+        variants = ("attention", "positions", "decoder_depth")
+        settings = {name: getattr(self, name) for name in (*shape, *variants)}
         return TransformerAutoencoder(image_shape, self.n_components, **settings)
