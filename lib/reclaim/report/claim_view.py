@@ -174,7 +174,7 @@ def forests(views: Sequence[dict[str, Any]], key: str) -> list[Exhibit]:
     """Draw the claims that have an interval: a forest plot for differences of one unit, for ratios, and for levels."""
     shown = [view for view in views if view["forest"]["row"].low < view["forest"]["row"].high]
     several = len({view["paper"] for view in shown}) > 1
-    exhibits = []
+    exhibits: list[Exhibit] = []
     for name in dict.fromkeys(view["forest"]["group"] for view in shown):
         chosen = [view for view in shown if view["forest"]["group"] == name]
         rows = [_named(view, several) for view in chosen]

@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib
 import numpy as np
@@ -25,9 +26,12 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 
 from reclaim.stats import seed_interval
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 WIDTH = 340  # points; the page shows a plot at 330 to 470 CSS pixels
 ROW = 42  # points of height for a labelled row
@@ -35,7 +39,7 @@ INK, MUTED, RULE = "#1a1a1a", "#555555", "#c9c9c9"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#8a4f7d", "#b07d00", "#2a7fa8", "#5c5c5c")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # keeps grid lines out of the words
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -198,7 +202,8 @@ def row_plot(
             axes.axvline(zero, color=MUTED, linewidth=1)
         for place, row in enumerate(rows):
             _row(axes, row, place, bars)
-            text = {"transform": axes.get_yaxis_transform(), "va": "center", "bbox": BEHIND, "in_layout": False}
+            text: dict[str, Any] = {"va": "center", "bbox": BEHIND, "in_layout": False}
+            text["transform"] = axes.get_yaxis_transform()
             room = 54 - len(texts[place]) if place < len(texts) else 56
             axes.text(0, place - 0.32, shorten(row.label, room), ha="left", **text)
             if place < len(texts):
@@ -281,7 +286,7 @@ def to_svg(figure: Figure, key: str) -> str:
         figure.savefig(stream, format="svg", metadata=metadata, transparent=True)
     text = stream.getvalue()
     body = text[text.index("<svg") :]
-    box = re.search(r'viewBox="([^"]+)"', body).group(1)
+    box = re.findall(r'viewBox="([^"]+)"', body)[0]
     body = body[body.index(">") + 1 :].rstrip()
     prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", key)
     body = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', body)
@@ -331,7 +336,7 @@ def _references(axes: Axes, references: Sequence[tuple[str, float]]) -> None:
     low, high = axes.get_ylim()
     reach = 0.6 * (high - low)
     for index, (label, value) in enumerate(references):
-        style = {"color": INK, "linewidth": 1.2, "linestyle": ("--", ":", "-.")[index % 3]}
+        style: dict[str, Any] = {"color": INK, "linewidth": 1.2, "linestyle": ("--", ":", "-.")[index % 3]}
         if low - reach <= value <= high + reach:
             axes.axhline(value, label=label, **style)
         else:
@@ -359,14 +364,19 @@ def _thin(steps: Sequence[float], values: Sequence[float], most: int = 240) -> t
     if size < 2:
         return list(steps), list(values)
     places = range(0, len(steps), size)
-    return tuple([float(np.mean(axis[place : place + size])) for place in places] for axis in (steps, values))
+    thin_steps, thin_values = (
+        [float(np.mean(axis[place : place + size])) for place in places] for axis in (steps, values)
+    )
+    return thin_steps, thin_values
 
 
-def _grid(axes: Axes, axis: str) -> None:
+def _grid(axes: Axes, axis: Literal["x", "y"]) -> None:
     axes.grid(axis=axis, color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
 def _plain_ticks(axis: Axis) -> None:
     """Keep tick labels plain: no offset such as `1e6` in a corner."""
-    axis.get_major_formatter().set_useOffset(False)
+    formatter = axis.get_major_formatter()
+    if isinstance(formatter, ScalarFormatter):  # the formatter of a linear scale
+        formatter.set_useOffset(False)

@@ -7,6 +7,7 @@ repository has released, of the very rows that select: they overstate, and only 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from reclaim.report.accuracy import arms_exhibit, mean_text
 from reclaim.report.figures import Exhibit, fixed, number
@@ -73,7 +74,7 @@ def _accuracy(tables: SystemTables, experiment: str) -> list[Exhibit]:
     records = tables.metric(experiment, "accuracy")
     shown = []
     for task, found in group(records, lambda record: str(record.keys.get("task", "?"))).items():
-        arms = group(found, lambda record, found=found: _arm(record, found))
+        arms = group(found, partial(_arm, others=found))
         shown.append(
             arms_exhibit(
                 KEY,

@@ -197,7 +197,9 @@ def _distractors(tables: SystemTables) -> Exhibit:
 def _complexity(tables: SystemTables) -> Exhibit:
     """Parameters and multiply-adds at the papers' sizes and as trained, with the time of a step."""
     title = "Parameters and multiply-adds"
-    paper, trained, seconds = {}, {}, {}
+    paper: dict[str, dict[str, float]] = {}
+    trained: dict[str, dict[str, float]] = {}
+    seconds: dict[str, float] = {}
     for experiment in (name for names in GROUPS for name in names):
         for metric in ("parameters", "macs"):
             for record in tables.metric(experiment, metric):
@@ -271,7 +273,7 @@ def _learning(tables: SystemTables) -> Exhibit:
             break
     if not curves:
         return Exhibit("learning", title, missing="no loss was recorded")
-    last = {}
+    last: dict[str, list[float]] = {}
     for curve in curves:
         last.setdefault(curve.label, []).append(curve.values[-1])
     rows = [(label, mean_text(values, places=3), str(len(values))) for label, values in last.items()]
@@ -312,9 +314,9 @@ def _pictures(tables: SystemTables) -> Exhibit:
 
 def panel_svg(data: bytes) -> tuple[str, list[tuple[str, str]]]:
     """Put a panel of `reclaim.vision.segmentation` into an SVG; gives it and the letters of its columns of predictions."""
-    from PIL import Image
+    from PIL.PngImagePlugin import PngImageFile
 
-    with Image.open(io.BytesIO(data)) as image:
+    with PngImageFile(io.BytesIO(data)) as image:
         width, height = image.size
         columns = json.loads(image.text["columns"])
     letters = [(chr(ord("A") + place), NAMES.get(column, column)) for place, column in enumerate(columns[2:])]

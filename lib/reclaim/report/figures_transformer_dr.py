@@ -60,7 +60,7 @@ ABLATIONS = {
 # Methods whose curve over the dimensions is drawn; the others stand in the table.
 IN_PLOT = ("transformer_dr", "plain_ae", "conv_ae", "pca", "lpp", "npe", "lda")
 # Metric: what a table calls it, places, and whether higher is better.
-CODES = {
+CODES: dict[str, tuple[str, int, bool]] = {
     "knn1": ("1-NN, train to test", 3, True),
     "knn5": ("5-NN, train to test", 3, True),
     "knn1_leave_one_out": ("1-NN, leave-one-out", 3, True),
@@ -68,13 +68,13 @@ CODES = {
     "continuity": ("continuity", 3, True),
     "silhouette": ("silhouette", 3, True),
 }
-IMAGES = {
+IMAGES: dict[str, tuple[str, int, bool]] = {
     "mse": ("MSE", 4, False),
     "train_mse": ("MSE, training images", 4, False),
     "psnr": ("PSNR (dB)", 2, True),
     "ssim": ("SSIM", 3, True),
 }
-SETTINGS = {
+SETTINGS: dict[str, tuple[str, int]] = {
     "outside_unit_interval": ("pixels outside [0, 1]", 3),
     "parameters": ("parameters", 0),
     "learning_rate": ("learning rate", 4),
@@ -142,9 +142,9 @@ def _neighbours(tables: SystemTables, data: str) -> Exhibit:
     for method, found in trust.items():
         values = list(by_seed(found).values())
         rows.append(Row(_name(method), *mean_interval(values), points=values, colour=_colour(found[0])))
-    found = {metric: where(tables.metric("codes", metric), data=data, dimension=2) for metric in CODES}
+    measured = {metric: where(tables.metric("codes", metric), data=data, dimension=2) for metric in CODES}
     table = [
-        (_name(method), *(_cell(where(found[metric], method=method), CODES[metric][1]) for metric in CODES))
+        (_name(method), *(_cell(where(measured[metric], method=method), CODES[metric][1]) for metric in CODES))
         for method in trust
     ]
     return Exhibit(
@@ -176,7 +176,8 @@ def _reconstruction(tables: SystemTables, data: str) -> list[Exhibit]:
             values = list(by_seed(found).values())
             rows.append(Row(_name(method), *mean_interval(values), points=values, colour=_colour(found[0])))
             texts.append(_cell(found, 4))
-        places = {metric: entry[1] for metric, entry in {**IMAGES, **SETTINGS}.items()}
+        shown_metrics = {metric: entry[:2] for metric, entry in IMAGES.items()} | SETTINGS
+        places = {metric: digits for metric, (_, digits) in shown_metrics.items()}
         columns = {metric: where(tables.metric("codes", metric), data=data, dimension=dimension) for metric in places}
         table = [
             (_name(method), *(_cell(where(columns[metric], method=method), places[metric]) for metric in places))
@@ -196,7 +197,7 @@ def _reconstruction(tables: SystemTables, data: str) -> list[Exhibit]:
                 alt="Mean test MSE: "
                 + "; ".join(f"{row.label}: {text}" for row, text in zip(rows, texts, strict=True))
                 + ".",
-                columns=("method", *(entry[0] for entry in {**IMAGES, **SETTINGS}.values())),
+                columns=("method", *(name for name, _ in shown_metrics.values())),
                 rows=table,
             )
         )
@@ -213,7 +214,7 @@ def _ranking(tables: SystemTables, data: str) -> Exhibit:
         for dimension, found in sorted(group(records, lambda record: record.keys["dimension"]).items()):
             means = {method: mean_interval(by_seed(same).values())[0] for method, same in _methods(found).items()}
             means.pop("lda", None)
-            order = sorted(means, key=means.get, reverse=higher)
+            order = sorted(means, key=means.__getitem__, reverse=higher)
             place = f"{order.index(KEY) + 1} of {len(order)}" if KEY in order else "–"
             rows.append((f"{name}, d = {dimension}", place, ", ".join(SHORT.get(m, m) for m in order)))
     return Exhibit(
