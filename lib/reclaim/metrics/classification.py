@@ -13,6 +13,8 @@ import numpy as np
 
 from reclaim.errors import InputError
 
+Values = Sequence | np.ndarray  # one a row
+
 
 class Score(NamedTuple):
     """A metric's value; `degenerate` if its denominator was empty and the value 0.0 stands for that."""
@@ -34,20 +36,20 @@ GLUE_METRICS = {
 }
 
 
-def accuracy(predictions: Sequence, labels: Sequence) -> Score:
+def accuracy(predictions: Values, labels: Values) -> Score:
     """Share of predictions equal to their label; degenerate without any row."""
     predictions, labels = _pair(predictions, labels)
     return _ratio(np.sum(predictions == labels), len(labels))
 
 
-def f1(predictions: Sequence, labels: Sequence, positive: int = 1) -> Score:
+def f1(predictions: Values, labels: Values, positive: int = 1) -> Score:
     """F1 of class `positive`; degenerate if it is neither predicted nor present."""
     predictions, labels = _pair(predictions, labels)
     hits = np.sum((predictions == positive) & (labels == positive))
     return _ratio(2 * hits, np.sum(predictions == positive) + np.sum(labels == positive))
 
 
-def matthews(predictions: Sequence, labels: Sequence) -> Score:
+def matthews(predictions: Values, labels: Values) -> Score:
     """Matthews correlation of any number of classes (Gorodkin 2004); degenerate if a side holds one class only."""
     predictions, labels = _pair(predictions, labels)
     classes = np.unique(np.concatenate([predictions, labels]))
@@ -59,29 +61,29 @@ def matthews(predictions: Sequence, labels: Sequence) -> Score:
     return _ratio(covariance, np.sqrt(spread))
 
 
-def pearson(predictions: Sequence, labels: Sequence) -> Score:
+def pearson(predictions: Values, labels: Values) -> Score:
     """Pearson's correlation; degenerate if either side is constant or has fewer than two rows."""
-    predictions, labels = (side.astype(np.float64) for side in _pair(predictions, labels))
+    x, y = (side.astype(np.float64) for side in _pair(predictions, labels))
     # Compared and not computed: the deviations of equal values from their rounded mean need not be 0.
-    if len(labels) < 2 or np.all(predictions == predictions[0]) or np.all(labels == labels[0]):
+    if len(y) < 2 or np.all(x == x[0]) or np.all(y == y[0]):
         return Score(0.0, degenerate=True)
-    x, y = predictions - predictions.mean(), labels - labels.mean()
+    x, y = x - x.mean(), y - y.mean()
     return _ratio(x @ y, np.linalg.norm(x) * np.linalg.norm(y))
 
 
-def spearman(predictions: Sequence, labels: Sequence) -> Score:
+def spearman(predictions: Values, labels: Values) -> Score:
     """Pearson's correlation of the ranks; equal values share the mean of their ranks."""
     predictions, labels = _pair(predictions, labels)
     return pearson(_ranks(predictions), _ranks(labels))
 
 
-def pearson_spearman(predictions: Sequence, labels: Sequence) -> Score:
+def pearson_spearman(predictions: Values, labels: Values) -> Score:
     """Mean of Pearson's and Spearman's correlation, the metric of STS-B."""
     r, rho = pearson(predictions, labels), spearman(predictions, labels)
     return Score((r.value + rho.value) / 2, r.degenerate or rho.degenerate)
 
 
-def glue_metrics(task: str, predictions: Sequence, labels: Sequence) -> dict[str, Score]:
+def glue_metrics(task: str, predictions: Values, labels: Values) -> dict[str, Score]:
     """The metrics of a GLUE task by name, in the order of `GLUE_METRICS`.
 
     Predictions are classes, for "stsb" numbers. Raises InputError for another task.
@@ -93,7 +95,7 @@ def glue_metrics(task: str, predictions: Sequence, labels: Sequence) -> dict[str
     return {name: by_name[name](predictions, labels) for name in GLUE_METRICS[task]}
 
 
-def _pair(predictions: Sequence, labels: Sequence) -> tuple[np.ndarray, np.ndarray]:
+def _pair(predictions: Values, labels: Values) -> tuple[np.ndarray, np.ndarray]:
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.ndim != 1 or predictions.shape != labels.shape:
         found = f"predictions of shape {predictions.shape} and labels of shape {labels.shape}"
@@ -101,7 +103,7 @@ def _pair(predictions: Sequence, labels: Sequence) -> tuple[np.ndarray, np.ndarr
     return predictions, labels
 
 
-def _ratio(numerator: float, denominator: float) -> Score:
+def _ratio(numerator: float | np.floating, denominator: float | np.floating) -> Score:
     return Score(0.0, degenerate=True) if denominator == 0 else Score(float(numerator) / float(denominator))
 
 

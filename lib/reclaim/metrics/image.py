@@ -6,7 +6,7 @@ reconstruction as it is; PSNR and SSIM on the reconstruction clipped to [0, 1], 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def ssim(images: np.ndarray, rebuilt: np.ndarray, window: str = "uniform") -> np
     from skimage.metrics import structural_similarity  # one of the slower imports
 
     images, rebuilt = _pair(images, rebuilt)
-    settings = {"uniform": {"win_size": 7, "gaussian_weights": False}}
+    settings: dict[str, dict[str, Any]] = {"uniform": {"win_size": 7, "gaussian_weights": False}}
     settings["gaussian"] = {"sigma": 1.5, "gaussian_weights": True, "use_sample_covariance": False}
     if window not in settings:
         raise InputError("ssim(window=...)", repr(window), "uniform or gaussian")

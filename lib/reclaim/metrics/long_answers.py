@@ -110,9 +110,9 @@ def _rouge_scorer():
 
 def bootstrap_median(values: Sequence[float], seed: int = 0) -> float:
     """The median of BOOTSTRAP means of resamples, as the official ROUGE is reported."""
-    values = np.asarray(values, dtype=float)
+    sample = np.asarray(values, dtype=float)
     rng = np.random.RandomState(seed)
-    means = [values[rng.choice(np.arange(len(values)), size=len(values))].mean() for _ in range(BOOTSTRAP)]
+    means = [sample[rng.choice(np.arange(len(sample)), size=len(sample))].mean() for _ in range(BOOTSTRAP)]
     return float(np.percentile(means, 50))
 
 

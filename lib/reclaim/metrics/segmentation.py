@@ -68,8 +68,8 @@ def batch_pooled(counts: Overlap, batch_size: int) -> tuple[float, float]:
         both, predicted, target = (int(side[start : start + batch_size].sum()) for side in counts)
         values.append((both + SMOOTH) / (predicted + target - both + SMOOTH))
         sizes.append(len(counts.both[start : start + batch_size]))
-    values = np.array(values)
-    return float(np.average(values, weights=sizes)), float(np.average(2 * values / (1 + values), weights=sizes))
+    iou = np.array(values)
+    return float(np.average(iou, weights=sizes)), float(np.average(2 * iou / (1 + iou), weights=sizes))
 
 
 def thresholded(values: np.ndarray, least: float = ISIC_THRESHOLD) -> np.ndarray:

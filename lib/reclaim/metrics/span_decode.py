@@ -59,9 +59,9 @@ def best_span(chunks: Sequence[Chunk], context: str, max_answer_length: int = 15
         null_score = min(null_score, float(start[0] * end[0]))
         start[0] = end[0] = 0.0
         scores = np.tril(np.triu(np.outer(start, end)), max_answer_length - 1)
-        first, last = np.unravel_index(np.argmax(scores), scores.shape)
+        first, last = (int(place) for place in np.unravel_index(np.argmax(scores), scores.shape))
         if chunk.context_mask[first] and chunk.context_mask[last]:
-            begin, finish = _whole_words(chunk, int(first), int(last))
+            begin, finish = _whole_words(chunk, first, last)
             found.append(Span(context[begin:finish], begin, finish, float(scores[first, last])))
     return max([*found, Span("", 0, 0, null_score)], key=lambda span: span.score)
 
@@ -74,7 +74,7 @@ def _softmax(logits: Sequence[float], allowed: np.ndarray) -> np.ndarray:
 
 def _whole_words(chunk: Chunk, first: int, last: int) -> tuple[int, int]:
     """Characters from the beginning of the first token's word to the end of the last token's, as far as they are here."""
-    inside = [place for place, offset in enumerate(chunk.offsets) if offset is not None]
-    starts = [chunk.offsets[p] for p in inside if chunk.word_ids[p] == chunk.word_ids[first]] or [chunk.offsets[first]]
-    ends = [chunk.offsets[p] for p in inside if chunk.word_ids[p] == chunk.word_ids[last]] or [chunk.offsets[last]]
+    inside = {place: offset for place, offset in enumerate(chunk.offsets) if offset is not None}
+    starts = [offset for p, offset in inside.items() if chunk.word_ids[p] == chunk.word_ids[first]] or [inside[first]]
+    ends = [offset for p, offset in inside.items() if chunk.word_ids[p] == chunk.word_ids[last]] or [inside[last]]
     return starts[0][0], ends[-1][1]
