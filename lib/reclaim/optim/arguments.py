@@ -14,7 +14,7 @@ def one_of(argument: str, value: Any, *allowed: str) -> None:
         raise InputError(f"MeZO({argument}=...)", repr(value), " or ".join(map(repr, allowed)))
 
 
-def number(argument: str, value: Any, accepts: Callable[[float], bool], expected: str) -> None:
+def number(argument: str, value: Any, accepts: Callable[[Any], bool], expected: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
         raise InputError(f"MeZO({argument}=...)", repr(value), expected)
     if not accepts(value):

@@ -44,11 +44,11 @@ def measure_block_scales(
             blocks.setdefault(block, []).append((slot.name, slot.parameter))
     if kind not in ("param_norm", "grad_norm", "zo_grad_norm"):
         raise InputError("block scales", repr(kind), "'param_norm', 'grad_norm' or 'zo_grad_norm'")
-    if kind != "param_norm" and closure is None:
-        raise InputError("block scales", f"{kind} without a closure", "a closure that gives the loss of one batch")
 
     if kind == "param_norm":
         scales = {block: _norm([p.detach() for _, p in members]) for block, members in blocks.items()}
+    elif closure is None:
+        raise InputError("block scales", f"{kind} without a closure", "a closure that gives the loss of one batch")
     elif kind == "grad_norm":
         parameters = [(block, p) for block, members in blocks.items() for _, p in members]
         with torch.enable_grad():

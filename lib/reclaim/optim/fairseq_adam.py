@@ -36,7 +36,9 @@ class FairseqAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+    def step(  # type: ignore[override]  # torch declares two overloads, with float where its own optimizers give a tensor
+        self, closure: Callable[[], torch.Tensor] | None = None
+    ) -> torch.Tensor | None:
         """One update of all parameters that have a gradient; returns what `closure` returns."""
         loss = None
         if closure is not None:

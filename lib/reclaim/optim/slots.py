@@ -139,6 +139,7 @@ def set_factors(
         raise InputError("MeZO(block_scales=...)", f"blocks {sorted(unused)}", "blocks of trainable parameters")
     for slot in slots:
         slot.decayed = bool(decays(slot.name))
-        c = float(block_scales.get(block_of(slot.name), 1.0))
+        own = block_of(slot.name)
+        c = 1.0 if own is None else float(block_scales.get(own, 1.0))
         slot.perturb_scale = 1 / c
         slot.update_scale = c if scale_estimate == "variance" else 1.0

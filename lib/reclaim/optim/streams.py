@@ -92,15 +92,16 @@ class SequentialDirection(Direction):
             yield start, stop, z
 
     def _seek(self, index: int) -> None:
-        if self._states is not None and index in self._states:
-            self._generator.set_state(self._states[index])
+        states = self._states or {}
+        if index in states:
+            self._generator.set_state(states[index])
             return
         if self._position is None or self._position > index:
-            known = max((k for k in self._states or {} if k < index), default=None)
+            known = max((k for k in states if k < index), default=None)
             if known is None:
                 self._generator.manual_seed(self.seed)
             else:
-                self._generator.set_state(self._states[known])
+                self._generator.set_state(states[known])
             self._position = known or 0
         while self._position < index:
             for _ in self.chunks(self._position):
@@ -141,6 +142,9 @@ def directions_at(step: int, num_directions: int, direction_schedule: str, num_t
     """Number of directions of a step (counted from 1)."""
     if direction_schedule == "constant":
         return num_directions
+    if num_train_steps is None:
+        found = f"None with the schedule {direction_schedule!r}"
+        raise InputError("MeZO(num_train_steps=...)", found, "the number of steps of the run")
     return max(1, int((step - 1) / num_train_steps * num_directions))
 
 

@@ -89,7 +89,7 @@ def weights_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy())
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
 
 
@@ -167,7 +167,7 @@ def _header(optimizer: MeZO) -> dict[str, Any]:
     if optimizer.module is not None:
         rest = [(name, p) for name, p in optimizer.module.named_parameters() if id(p) not in trained]
         rest += list(optimizer.module.named_buffers())
-    constant = not callable(optimizer.learning_rate)
+    learning_rate = optimizer.learning_rate
     return {
         "tensors": [[slot.name, list(slot.parameter.shape), str(slot.parameter.dtype)] for slot in slots],
         "base": _trained_digest(optimizer),
@@ -175,7 +175,7 @@ def _header(optimizer: MeZO) -> dict[str, Any]:
         "device": sorted({slot.parameter.device.type for slot in slots}),
         "arguments": json.loads(json.dumps({name: getattr(optimizer, name) for name in ARGUMENTS})),
         "decayed": sorted(slot.name for slot in slots if slot.decayed),
-        "learning_rate": float(optimizer.learning_rate) if constant else None,
+        "learning_rate": None if callable(learning_rate) else float(learning_rate),
         "scalar": optimizer.scalar_dtype.str,
         "distribution": "normal",
         "chunk": chunk_size(slots[0].parameter.device),
