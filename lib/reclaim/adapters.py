@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import reclaim.torchvision_shim  # noqa: F401
 import torch
@@ -29,11 +30,14 @@ from torch import nn
 
 from reclaim.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 PREFIX_ATTENTION = "reclaim_prefix"
 
 
 def add_lora(
-    model: nn.Module,
+    model: PreTrainedModel,
     *,
     r: int = 8,
     lora_alpha: float = 16,
@@ -79,8 +83,8 @@ def add_lora(
 
 
 def add_prefix(
-    model: nn.Module, *, num_prefix: int = 5, init_tokens: torch.Tensor | None = None, seed: int = 0
-) -> nn.Module:
+    model: PreTrainedModel, *, num_prefix: int = 5, init_tokens: torch.Tensor | None = None, seed: int = 0
+) -> PreTrainedModel:
     """Freeze the model and give every attention layer trainable `prefix_keys` and `prefix_values`.
 
     Both are (num_prefix, key-value heads x head size), the heads side by side. They start as the keys and values of
@@ -109,7 +113,7 @@ def add_prefix(
     return model
 
 
-def train_head_only(model: nn.Module) -> nn.Module:
+def train_head_only(model: PreTrainedModel) -> PreTrainedModel:
     """Freeze all but the parameters outside the base model: the LM head or the classifier.
 
     An LM head that is tied to the input embedding is untied first: otherwise training it would rewrite the inputs.
@@ -172,7 +176,9 @@ def _as_heads(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return rows.to(like.dtype).view(len(rows), heads, size).transpose(0, 1).expand(batch, -1, -1, -1)
 
 
-def _attention_inputs(model: nn.Module, input_ids: torch.Tensor) -> dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+def _attention_inputs(
+    model: PreTrainedModel, input_ids: torch.Tensor
+) -> dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
     """Keys and values (1, heads, tokens, size) of each attention layer, in the order in which they run."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

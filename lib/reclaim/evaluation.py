@@ -129,6 +129,7 @@ def naive_bayes_metrics(name: str, task: dict, data: TaskData, seeds: Iterable[i
         for few_shot in few_shot_sets(task, data, seed):
             vectorizer = CountVectorizer(token_pattern=r"\S+", lowercase=False)
             # The vocabulary is that of all training rows, as a language model's is; the counts are the set's own.
+            assert data.train is not None  # the few-shot set has been drawn from it
             vectorizer.fit(data.train["text"])
             model = MultinomialNB(alpha=0.5).fit(vectorizer.transform(few_shot.train["text"]), few_shot.train["label"])
             accuracies.append(model.score(vectorizer.transform(data.test["text"]), data.test["label"]))

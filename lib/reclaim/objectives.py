@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from torch import nn
 from reclaim.errors import InputError
 from reclaim.metrics.qa import mean_answer_f1
 from reclaim.models import masked_lm_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def option_token_logprobs(
@@ -98,7 +102,7 @@ def option_classification_loss(
 
 
 def label_word_logits(
-    model: nn.Module,
+    model: PreTrainedModel,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     mask_positions: torch.Tensor,
@@ -143,7 +147,7 @@ def minus_f1(generate: Callable[[], Sequence[str]], references: Sequence[Sequenc
 def _last_logits(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, last: int) -> torch.Tensor:
     """Logits of the last positions, in float32 or wider, with positions counted from each row's first real token."""
     accepted = inspect.signature(model.forward).parameters
-    optional = {"use_cache": False, "logits_to_keep": last}
+    optional: dict[str, Any] = {"use_cache": False, "logits_to_keep": last}
     # Models with absolute positions place left-padded rows wrongly unless told; OPT does this itself, to the same
     # effect.
     optional["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)

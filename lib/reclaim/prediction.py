@@ -51,7 +51,7 @@ def predict(
     model's limit, and to the template's for masked models. How many prompts were cut is logged.
     """
     shown = _per_row(demonstrations, len(rows))
-    options = {"batch_tokens": batch_tokens, "progress": progress}
+    options: dict[str, Any] = {"batch_tokens": batch_tokens, "progress": progress}
     if isinstance(template, MaskedTemplate):
         if calibration not in (None, "sfc"):
             raise InputError("calibration", repr(calibration), "None or 'sfc' for a masked model")
@@ -61,7 +61,7 @@ def predict(
         words = template.label_word_ids(tokenizer)
         scores = score_label_words(model, prompts, words, tokenizer.pad_token_id, **options)
         return calibrate_surface_form(scores[:-1], scores[-1]) if calibration else scores
-    max_length = max_length or min(2048, position_limit(model))
+    max_length = max_length or int(min(2048, position_limit(model)))
     encoded = [template.encode(tokenizer, row, few, max_length) for row, few in zip(rows, shown, strict=True)]
     _log_cut(sum(option.cut for row in encoded for option in row), sum(map(len, encoded)))
     if calibration is None:
@@ -129,7 +129,7 @@ def generate_answers(
     progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> list[str]:
     """Greedy answers of a causal model, one per row, cut at the first newline or end of sequence and stripped."""
-    shown, max_length = _per_row(demonstrations, len(rows)), max_length or min(2048, position_limit(model))
+    shown, max_length = _per_row(demonstrations, len(rows)), max_length or int(min(2048, position_limit(model)))
     prompts = [
         template.encode_generation(tokenizer, row, few, max_length, max_new_tokens)
         for row, few in zip(rows, shown, strict=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,10 +29,13 @@ from reclaim.metrics.qa import mean_answer_f1
 from reclaim.models import load, load_tokenizer, model_family
 from reclaim.objectives import minus_accuracy, option_scores, option_token_logprobs
 from reclaim.prediction import generate_texts
-from reclaim.prompting import EncodedOption, encode_plain, get_template
+from reclaim.prompting import EncodedOption, MaskedTemplate, encode_plain, get_template
 from reclaim.scoring import evaluating, label_word_logits, pad_right
 from reclaim.seeding import derive
 from reclaim.tasks import TaskData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EVALUATION_ROWS = 256
 
@@ -49,7 +52,7 @@ class Predictions:
 class Problem:
     """What all problems share: the model, what of it is trained, batching, the accuracy objective."""
 
-    def __init__(self, model: torch.nn.Module, tokenizer, pad_token_id: int):
+    def __init__(self, model: PreTrainedModel, tokenizer, pad_token_id: int):
         self.model, self.tokenizer, self.pad_token_id = model, tokenizer, pad_token_id
         self.objective_name = "loss"
         self.device = next(model.parameters()).device
@@ -82,6 +85,10 @@ class Problem:
             loss, count = self.loss(batch)
             return loss / count
         raise InputError("arms[*].objective", repr(self.objective_name), "loss or accuracy for a task with labels")
+
+    def size(self, batch: Sequence[Any]) -> int:
+        """What `objective` is a mean over: the batch's rows, or the tokens that are trained on."""
+        return len(batch)
 
     def predict(self, rows: Sequence[Any]) -> Predictions:
         """Predict encoded rows, the longest together, whatever their order."""
@@ -146,7 +153,7 @@ class HeadProblem(Problem):
 
     def logits(self, batch: Sequence[Encoded]) -> torch.Tensor:
         input_ids, attention_mask = self.pad([row.input_ids for row in batch])
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float()
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float().to(self.device)
 
 
 class RegressionProblem(HeadProblem):
@@ -181,7 +188,8 @@ class MaskedPromptProblem(Problem):
     def logits(self, batch: Sequence[Encoded]) -> torch.Tensor:
         input_ids, attention_mask = self.pad([row.input_ids for row in batch])
         positions = torch.tensor([row.mask_position for row in batch], device=self.device)
-        return label_word_logits(self.model, input_ids, attention_mask, positions, self.label_word_ids).float()
+        logits = label_word_logits(self.model, input_ids, attention_mask, positions, self.label_word_ids)
+        return logits.float().to(self.device)
 
 
 @dataclass(frozen=True)
@@ -190,7 +198,7 @@ class EncodedOptions:
 
     options: list[EncodedOption]
     label: int
-    prompt: list[int] | None = None
+    prompt: Sequence[int] = ()
     answers: tuple[str, ...] = ()
 
     @property
@@ -228,6 +236,11 @@ class OptionProblem(Problem):
         right = [row.options[row.label] for row in batch]
         logprobs, mask = option_token_logprobs(self.model, *self.padded(right))
         return -(logprobs * mask).sum(), int(mask.sum())
+
+    def size(self, batch: Sequence[EncodedOptions]) -> int:
+        if self.train_as_classification or self.objective_name != "loss":
+            return len(batch)
+        return sum(row.options[row.label].option_length for row in batch)
 
     def padded(self, options: Sequence[EncodedOption]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """input_ids, attention_mask (left-padded) and option lengths of a batch of options."""
@@ -273,9 +286,10 @@ class GenerationProblem(OptionProblem):
 def make_problem(arm: dict, data: TaskData, device: torch.device | str, seed: int) -> Problem:
     """Load an arm's model, put its adapter in, freeze what is not trained, and wrap it with its task.
 
-    `arm` has model (a folder), dtype, task, and in its variant prompt, parameters and objective. `parameters`: `full`; `lora`
-    (query and value projections, r 8, alpha 16); `prefix` (5 key and value rows a layer, from real activations); `head` (the
-    vocabulary head, untied from the embeddings, or the classification head). What is drawn is a function of `seed`.
+    `arm` has model (a folder), dtype, perhaps a device_map (then the model lies where that says, not on `device`), task, and
+    in its variant prompt, parameters and objective. `parameters`: `full`; `lora` (query and value projections, r 8, alpha 16);
+    `prefix` (5 key and value rows a layer, from real activations); `head` (the vocabulary head, untied from the embeddings, or
+    the classification head). What is drawn is a function of `seed`.
     """
     variant = arm["variant"]
     problem = _bare_problem(arm, data, device, seed)
@@ -293,18 +307,23 @@ def make_problem(arm: dict, data: TaskData, device: torch.device | str, seed: in
 def _bare_problem(arm: dict, data: TaskData, device: torch.device | str, seed: int) -> Problem:
     task, folder = arm["task"], arm["model"]
     tokenizer = load_tokenizer(folder)
-    dtype = getattr(torch, arm["dtype"])
+    dtype, device_map = getattr(torch, arm["dtype"]), arm.get("device_map")
     max_length = task.get("max_length", 128)
     if not arm["variant"]["prompt"]:
         regression = data.kind == "regression"
         num_labels = 1 if regression else len(data.label_names)
-        model = load(folder, "classification", seed=seed, num_labels=num_labels, dtype=dtype).to(device)
+        model = _placed(load(folder, "classification", seed, num_labels, dtype, device_map), device)
         return (RegressionProblem if regression else HeadProblem)(model, tokenizer, max_length)
     family = model_family(folder)
-    model = load(folder, family, dtype=dtype).to(device)
+    model = _placed(load(folder, family, dtype=dtype, device_map=device_map), device)
     template = get_template(task["templates"][family], family, "tasks.*.templates")
-    if family == "masked":
+    if isinstance(template, MaskedTemplate):
         return MaskedPromptProblem(model, tokenizer, template, max_length)
     if template.generation:
         return GenerationProblem(model, tokenizer, template, max_length, task.get("max_new_tokens", 50))
     return OptionProblem(model, tokenizer, template, max_length, train_as_classification=data.kind != "multiple_choice")
+
+
+def _placed(model, device: torch.device | str):
+    """The model on a device; where accelerate has spread it over several, as it is."""
+    return model if hasattr(model, "hf_device_map") else model.to(device)

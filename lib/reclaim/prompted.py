@@ -13,7 +13,14 @@ import torch
 from reclaim.errors import InputError
 from reclaim.finetune import prediction_table
 from reclaim.prediction import calibrate_median, generate_answers, predict
-from reclaim.problems import MaskedPromptProblem, OptionProblem, Predictions, Problem, make_problem
+from reclaim.problems import (
+    GenerationProblem,
+    MaskedPromptProblem,
+    OptionProblem,
+    Predictions,
+    Problem,
+    make_problem,
+)
 from reclaim.scoring import evaluating
 from reclaim.seeding import derive
 from reclaim.tables import variant_json
@@ -58,9 +65,11 @@ def _predict(arm: dict, problem: Problem, data: TaskData, few_shot: FewShotSet, 
     if method == "linear_probing":
         return linear_probing(problem, few_shot.train, data.test)
     if method == "icl":
+        if not isinstance(problem, OptionProblem | MaskedPromptProblem):
+            raise InputError("arms[*]", "icl without a prompt", "prompt: true")
         rows, train = data.test.to_dict("records"), few_shot.train.to_dict("records")
         demonstrations = draw_demonstrations(len(rows), train, arm["variant"]["num_demonstrations"], seed)
-        if "answers" in data.test:
+        if isinstance(problem, GenerationProblem):
             texts = generate_answers(
                 problem.model, problem.tokenizer, problem.template, rows, demonstrations,
                 max_new_tokens=problem.max_new_tokens,

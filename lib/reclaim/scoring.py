@@ -155,7 +155,7 @@ def _truncated(model, requests: Sequence[Request], max_length: int | None, keep_
             raise InputError(f"request {number}", found, f"at least one of each, within {limit}")
         if len(request.context) > room:
             cut += 1
-            request = Request(truncate_left(request.context, room, keep_first), request.continuation)
+            request = Request(truncate_left(request.context, int(room), keep_first), request.continuation)
         kept.append(request)
     if cut:
         log.warning("%d of %d inputs were cut to %d tokens from the left", cut, len(requests), limit)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from reclaim.data import load_info, load_split
+from reclaim.errors import InputError
 from reclaim.sampling import balanced, evaluation_sample, kshot, mezo_split
 from reclaim.seeding import derive
 
@@ -37,11 +38,12 @@ class TaskData:
 def load_task(task: dict, folder: str | Path) -> TaskData:
     """Read a task's data; `test_rows` keeps a seeded sample of the test rows, the same for every arm and seed."""
     info = load_info(folder)
-    splits = {split: load_split(folder, split) if split in info["rows"] else None for split in ("train", "dev", "test")}
+    train, dev = (load_split(folder, split) if split in info["rows"] else None for split in ("train", "dev"))
+    test = load_split(folder, "test")
     if "test_rows" in task:
-        chosen = np.sort(evaluation_sample(len(splits["test"]), size=task["test_rows"]))
-        splits["test"] = splits["test"].iloc[chosen].reset_index(drop=True)
-    return TaskData(info["kind"], info["label_names"], **splits)
+        chosen = np.sort(evaluation_sample(len(test), size=task["test_rows"]))
+        test = test.iloc[chosen].reset_index(drop=True)
+    return TaskData(info["kind"], info["label_names"], train, dev, test)
 
 
 def few_shot_sets(task: dict, data: TaskData, seed: int, shuffle_labels: bool = False) -> Iterator[FewShotSet]:
@@ -53,6 +55,8 @@ def few_shot_sets(task: dict, data: TaskData, seed: int, shuffle_labels: bool = 
     learnt or selected can come from the labels. Test labels are never touched.
     """
     rule, train = task["few_shot"], data.train
+    if train is None:
+        raise InputError("tasks.*.few_shot", "a data set without a train split", "training rows to draw from")
     for number in range(rule.get("sets", 1)):
         # Official rules take the seed as it is, so that their draws are the original's; they have one set a seed.
         set_seed = derive(seed, "few_shot", number)

@@ -35,7 +35,7 @@ __all__ = [
     "truncate_left",
 ]
 
-FAMILIES = {"causal": CausalTemplate, "masked": MaskedTemplate}
+FAMILIES: dict[str, type[CausalTemplate] | type[MaskedTemplate]] = {"causal": CausalTemplate, "masked": MaskedTemplate}
 
 
 @cache
@@ -63,6 +63,5 @@ def get_template(
             place, f"no {family} template {name!r}", f"one of {', '.join(sorted(known))}, or a template in full"
         )
     overrides = {key: value for key, value in spec.items() if key != "name"}
-    return FAMILIES[family].from_config(
-        {**known.get(name, {}), **overrides}, name=name if name and not overrides else place
-    )
+    usual = {} if name is None else known[name]
+    return FAMILIES[family].from_config({**usual, **overrides}, name=name if name and not overrides else place)

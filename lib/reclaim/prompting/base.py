@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jinja2
 from jinja2.sandbox import SandboxedEnvironment
@@ -88,12 +88,12 @@ class Template:
     label: str
 
     @classmethod
-    def from_config(cls, spec: Mapping[str, Any], name: str = "template"):
+    def from_config(cls, spec: Mapping[str, Any], name: str = "template") -> Self:
         """Build from the keys of a config or template file; `name` says where they stand in error messages.
 
         Raises `InputError` for unknown or missing keys, wrong types, and texts that do not parse.
         """
-        allowed = {field.name for field in fields(cls)} - {"name"}
+        allowed = {field.name for field in fields(cls)} - {"name"}  # type: ignore[arg-type]  # subclasses are dataclasses
         given = {key: value for key, value in spec.items() if key != "family"}
         if spec.get("family", cls.family) != cls.family:
             raise InputError(name, f"family {spec['family']!r}", repr(cls.family))
@@ -101,9 +101,8 @@ class Template:
             raise InputError(name, f"the unknown key {unknown[0]!r}", f"keys among {', '.join(sorted(allowed))}")
         if missing := sorted(set(cls.required) - set(given)):
             raise InputError(name, f"no key {missing[0]!r}", f"the keys {', '.join(cls.required)}")
-        return cls(
-            name=name, **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        )
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        return cls(name=name, **values)  # type: ignore[call-arg]  # subclasses are dataclasses
 
     def check_types(self, **types: type | tuple[type, ...]) -> None:
         """Raise `InputError` for a field of another type; lists other than `labels` hold texts."""
