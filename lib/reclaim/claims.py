@@ -189,7 +189,7 @@ def _arms(claim: Claim, run: Run) -> list[Arm]:
     sides = [("treatment", [claim.treatment], sign)]
     if claim.baseline is not None:
         sides.append(("baseline", claim.baseline.get("best_of", [claim.baseline]), -sign))
-    places = [("", {}, 1.0)]
+    places: list[tuple[str, Mapping[str, Any], float]] = [("", {}, 1.0)]
     if claim.kind == "bound":
         return [Arm("treatment", [claim.treatment], 1.0)]
     if claim.kind == "interaction":
@@ -279,7 +279,7 @@ def _disagreeing(claim: Claim, values: pd.Series, each: pd.Series) -> list[str]:
     """Check `signs`: the share of seeds that support the claim alone, by their estimate or interval over items."""
     if claim.signs is None:
         return []
-    share, by = (1.0, "estimate") if claim.signs == "every_seed" else (claim.signs["share"], claim.signs["by"])
+    share, by = (1.0, "estimate") if isinstance(claim.signs, str) else (claim.signs["share"], claim.signs["by"])
     others = []
     for seed, estimate in each.items():
         low = high = estimate

@@ -73,7 +73,9 @@ def materialize(spec: dict[str, Any], out_dir: str | Path) -> None:
     reader = WorldReader(spec, place) if spec["source"] == "world" else TableReader(spec, place)
     parts = _parts(spec, reader)
     with atomic_path(out_dir, directory=True) as folder:
-        rows, label_counts, shared = {}, {}, {}
+        rows: dict[str, int] = {}
+        label_counts: dict[str, dict[str, int]] = {}
+        shared: dict[str, int] = {}
         seen: set[bytes] = set()
         # The world's generators keep apart what must be apart; a protocol's corpus stays as it was measured.
         duplicates = spec.get("duplicates", "keep" if spec["source"] == "world" else "drop")
@@ -257,7 +259,8 @@ def _write(rows: Iterator[dict[str, Any]], path: Path, reader: TableReader | Wor
     """Write rows as Parquet, some thousands at a time; gives their number and the number of rows per label name."""
     chunk = list(islice(rows, ROWS_PER_GROUP))
     schema = pa.schema({"id": pa.string(), **KINDS[reader.kind], **(reader.extra_types or {})})
-    count, label_counts = 0, Counter()
+    count = 0
+    label_counts: Counter[str] = Counter()
     with pq.ParquetWriter(path, schema) as writer:
         while chunk:
             writer.write_table(pa.Table.from_pylist(chunk, schema=schema))

@@ -80,7 +80,7 @@ def check_row(row: dict[str, Any], kind: str, label_count: int) -> None:
                 raise Fault(f"{column} of type {type(row[column]).__name__}", "a list of texts", "")
             for text in row[column]:
                 _check_text(text, column)
-    label = row.get("label")
+    label: Any = row.get("label")
     if kind == "regression":
         if not isinstance(label, float) or not math.isfinite(label):
             raise Fault(f"label {label!r}", "a finite number", "")

@@ -163,7 +163,8 @@ class LocalSource:
         if self.spec.get("unit", "line") == "line":
             yield from ((number, {"text": line}) for number, line in lines if line)
             return
-        start, paragraph, size = 0, [], 0
+        start, size = 0, 0
+        paragraph: list[str] = []
         for number, line in lines:
             if line:
                 start = start if paragraph else number

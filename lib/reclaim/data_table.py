@@ -25,8 +25,9 @@ class TableReader:
         self.columns = {column: given.get(column, column) for column in ("id", *KINDS[self.kind])}
         self.columns = {ours: theirs for ours, theirs in self.columns.items() if ours not in OPTIONAL or ours in given}
         self.extra = spec.get("extra_columns", {})
-        self.extra_types = None
+        self.extra_types: dict[str, pa.DataType] | None = None
         wanted = [column for value in (*self.columns.values(), *self.extra.values()) for column in _listed(value)]
+        self.source: HubSource | LocalSource
         if spec["source"] == "hub":
             self.source = HubSource(spec, place, wanted, self.columns.get("label"))
         else:
@@ -34,7 +35,8 @@ class TableReader:
         self.files = self.source.files
         self.noted: dict[str, Counter] = {}
         self.drop_labels = {str(label) for label in spec.get("drop_labels", [])}
-        self.label_names, self.label_ids = [], {}
+        self.label_names: list[str] = []
+        self.label_ids: dict[str, int] = {}
         if self.kind in LABELLED or self.kind == "multiple_choice":
             self.label_names, self.label_ids = self._labels()
 

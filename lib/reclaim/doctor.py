@@ -36,7 +36,7 @@ def examine(offline: bool = False) -> list[Finding]:
     checks: list[Callable[[], Iterator[Finding]]] = [_python, _packages, _torch, _machine, _folders, _programs]
     if not offline:
         checks.append(_hub)
-    findings = []
+    findings: list[Finding] = []
     for check in checks:
         try:
             findings += check()

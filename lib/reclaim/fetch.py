@@ -111,7 +111,7 @@ def download_bytes(section: str, spec: Mapping[str, Any]) -> int:
         return 0
     ask = HfApi().model_info if section == "models" else HfApi().dataset_info
     files = ask(spec["id"], revision=spec["revision"], files_metadata=True).siblings
-    sizes = {file.rfilename: file.size or 0 for file in files}
+    sizes = {file.rfilename: file.size or 0 for file in files or ()}
     if section == "models":
         return sum(sizes[name] for name in model_files(list(sizes)))
     data = {name: size for name, size in sizes.items() if name.endswith(DATA_SUFFIXES)}

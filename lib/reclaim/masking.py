@@ -141,7 +141,7 @@ class Masker:
         special_ids: Sequence[int] = (),
         replacement: str | Sequence[float] = "mask",
         replace_tokens_alone: bool = False,
-        word_start: Tensor | Sequence[bool] | None = None,
+        word_start: Tensor | np.ndarray | Sequence[bool] | None = None,
         units: UnitMatcher | None = None,
         random_weights: Sequence[float] | None = None,
         span_p: float = 0.2,
@@ -238,7 +238,9 @@ class Masker:
         if self.scheme == "uniform":
             return None
         if self.scheme == "whole_word":
+            assert begins is not None  # checked by __init__, as the units of "pmi" are
             return _last_true(begins)
+        assert self.units is not None
         return self.units.unit_starts(input_ids, begins, stream.bits(TIE, input_ids.shape[1]))
 
     def _boundaries(self, stream: CounterStream, sizes: Tensor) -> list[Tensor]:

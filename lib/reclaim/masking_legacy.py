@@ -20,7 +20,7 @@ def numpy_seed(seed: int, epoch: int, index: int) -> int:
 
 
 def mask_fairseq(
-    item: Sequence[int],
+    item: Sequence[int] | np.ndarray,
     seed: int,
     *,
     mask_prob: float,
@@ -71,7 +71,7 @@ def mask_fairseq(
 
 
 def mask_spanbert(
-    sentence: Sequence[int],
+    sentence: Sequence[int] | np.ndarray,
     seed: int,
     *,
     ratio: float,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
+from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def run_trajectory(spec: dict, seed: int, **_: Any) -> dict[str, list[dict]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.mezo"
         with record(optimizer, path):
-            for _ in range(spec["num_steps"]):
+            for _step in range(spec["num_steps"]):
                 optimizer.step(lambda: trained.weight.square().sum())
         rebuilt, size = _in_a_process(_replayed, path, base), path.stat().st_size
     moved = float((trained.weight.detach() - base.weight.detach()).abs().max())
@@ -121,7 +122,7 @@ def _quadratic(size: int, seed: int) -> torch.nn.Linear:
     return module
 
 
-def _replayed(path: Path, base: torch.nn.Module) -> np.ndarray:
+def _replayed(path: Path, base: torch.nn.Linear) -> np.ndarray:
     replay(path, base)
     return base.weight.detach().numpy()
 
@@ -129,7 +130,9 @@ def _replayed(path: Path, base: torch.nn.Module) -> np.ndarray:
 def _in_a_process(function, *arguments):
     """The value of a function run in a process of its own; raises `InputError` if it dies."""
     # Spawned where CUDA is in use, which does not survive a fork.
-    context = multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork")
+    context: SpawnContext | ForkContext = (
+        multiprocessing.get_context("spawn") if torch.cuda.is_initialized() else multiprocessing.get_context("fork")
+    )
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, function, arguments))
     process.start()

@@ -216,12 +216,12 @@ class UnitMatcher:
         """Which matches stay, bool; they are sorted by row and start, and none lies inside another."""
         import torch
 
-        left, right = [], []
+        lefts, rights = [], []
         for apart in range(1, self.longest):
             overlap = ((row[apart:] == row[:-apart]) & (stop[:-apart] > first[apart:])).nonzero()[:, 0]
-            left.append(overlap)
-            right.append(overlap + apart)
-        left, right = (torch.cat(side) if side else row[:0] for side in (left, right))
+            lefts.append(overlap)
+            rights.append(overlap + apart)
+        left, right = (torch.cat(side) if side else row[:0] for side in (lefts, rights))
         alive, kept = torch.ones_like(row, dtype=torch.bool), torch.zeros_like(row, dtype=torch.bool)
         # Matches that no overlapping one outranks stay and take their neighbours out, until no two are left that
         # overlap.

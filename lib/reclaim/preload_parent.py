@@ -78,13 +78,14 @@ class _Unseekable(io.FileIO):
 
 def _replace_streams() -> None:
     """Make the standard streams such that a fork can go on with them: imported packages may hold on to them."""
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(_Unseekable(0, "rb", closefd=False)))
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(_Unseekable(0, "rb", closefd=False)))
+    sys.__stdin__ = sys.stdin  # type: ignore[misc]  # "final" for programs, and this one starts over as another
     for number, name in ((1, "stdout"), (2, "stderr")):
         raw = _Unseekable(number, "wb", closefd=False)
         raw.name = f"<{name}>"
         unbuffered = getattr(sys, name).write_through  # python -u
         stream = io.TextIOWrapper(raw if unbuffered else io.BufferedWriter(raw), line_buffering=number == 2)
-        stream.mode = "w"
+        stream.mode = "w"  # type: ignore[misc]  # the interpreter sets it on its own streams, too
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 
@@ -145,13 +146,13 @@ class _Client:
         with suppress(OSError):  # a client that has gone is seen by the next read
             self.connection.sendall(REPLY.pack(kind, value) + text)
 
-    def pass_signals(self) -> None:
+    def pass_signals(self, pid: int) -> None:
         for number in self.buffer:
             with suppress(OSError):
                 if number in (signal.SIGINT, signal.SIGSTOP, signal.SIGCONT):  # what a terminal sends to a whole group
-                    os.killpg(self.pid, number)
+                    os.killpg(pid, number)
                 else:
-                    os.kill(self.pid, number)
+                    os.kill(pid, number)
         self.buffer.clear()
 
     def close_descriptors(self) -> None:
@@ -213,7 +214,7 @@ class _Parent:
                     os.killpg(client.pid, signal.SIGKILL)
             self._close(client)
         elif client.pid is not None:
-            client.pass_signals()
+            client.pass_signals(client.pid)
         elif (request := client.request()) is not None:
             self.runs.add(tuple(request["run"]))
             if self.refusal:
@@ -230,7 +231,7 @@ class _Parent:
                 os.setpgid(client.pid, client.pid)
             client.close_descriptors()
             client.reply(b"S", client.pid)
-            client.pass_signals()
+            client.pass_signals(client.pid)
         return None
 
     def _leave(self, own: _Client) -> None:
@@ -293,7 +294,7 @@ def _run(request: dict, descriptors: list[int], parent: int) -> NoReturn:
         status, interrupted = 1, isinstance(error, KeyboardInterrupt)
     # In the interpreter's own order. Then leave without taking the preloaded modules apart, which costs more than a
     # small job: only what the script itself made is dropped, so that files it left open are written out.
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]  # private: what the interpreter calls at its end
     atexit._run_exitfuncs()
     main.__dict__.clear()
     gc.collect()

@@ -137,7 +137,7 @@ def _write_out(node: ast.AST, text: list[str], imports: list, strings: set[str])
     """Append a syntax tree to `text`, without bare strings, and collect its imports and strings."""
     kind = type(node).__name__
     text.append(f"{kind}(")
-    if kind == "Constant":
+    if isinstance(node, ast.Constant):
         text.append(repr(node.value))
         if isinstance(node.value, str) and 0 < len(node.value) < 100:
             strings.add(node.value)
@@ -159,9 +159,9 @@ def _write_out(node: ast.AST, text: list[str], imports: list, strings: set[str])
             else:
                 text.append(repr(value))
     text.append(")")
-    if kind == "Import":
+    if isinstance(node, ast.Import):
         imports += [(0, alias.name, ()) for alias in node.names]
-    elif kind == "ImportFrom":
+    elif isinstance(node, ast.ImportFrom):
         imports.append((node.level, node.module or "", tuple(alias.name for alias in node.names)))
 
 
@@ -228,9 +228,9 @@ def run_manifest(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    versions = {}
+    versions: dict[str, str | None] = {}
     for requirement in importlib.metadata.requires(PACKAGE) or []:
-        name = re.match(r"[\w.-]+", requirement)[0]
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         if "extra ==" not in requirement:
             try:
                 versions[name] = importlib.metadata.version(name)
@@ -283,7 +283,7 @@ _STORING_SECONDS = 10.0
 
 def seal(outputs: Mapping[str, str | Path], path: str | Path) -> None:
     """Write the checksums of a job's outputs (name to file or folder, without the seal itself) to `path`."""
-    sums = {}
+    sums: dict[str, str | dict[str, str]] = {}
     for name, output in outputs.items():
         output = Path(output)
         if output.is_dir():

@@ -241,7 +241,7 @@ class Index:
             columns=list(COLUMNS),
         )
 
-    def _names(self, numbers: Sequence[int]) -> list[str]:
+    def _names(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
         ends = np.cumsum(self.rows)
         shards = np.searchsorted(ends, numbers, side="right")
         return [

@@ -81,7 +81,7 @@ class Bm25:
     def open_shard(self, folder: Path, rows: int) -> Bm25Shard:
         return Bm25Shard(folder, rows)
 
-    def prepare_queries(self, queries: Sequence[str], shared: Path, facts: Mapping[str, Any]) -> list[list[np.uint64]]:
+    def prepare_queries(self, queries: Sequence[str], shared: Path, facts: Mapping[str, Any]) -> list[np.ndarray]:
         """For each query the hashes of its words, repeats included, from the rarest word of the corpus on."""
         hashed = [
             np.array([word_hash(word) for word in split(query, self.analyzer)], dtype=np.uint64) for query in queries
@@ -122,7 +122,8 @@ class Bm25Shard:
         places, present = _find(self.words, words)
         columns = places[present].tolist()
         left = np.cumsum(self.tops[columns][::-1])[::-1].tolist() + [0.0]
-        totals, touched, candidates = self.totals, [], None
+        totals, candidates = self.totals, None
+        touched: list[np.ndarray] = []
         for done, column in enumerate(columns):
             start, end = self.starts[column], self.starts[column + 1]
             rows, scores = self.rows[start:end], self.scores[start:end]
@@ -174,17 +175,17 @@ class WordCounts:
 def count_words(texts: Iterable[str], analyzer: str) -> WordCounts:
     """Count the words of texts."""
     number_of: dict[str, int] = {}
-    lengths, flat = array("q"), array("q")
+    words_of_text, numbers = array("q"), array("q")
     for text in texts:
         words = split(text, analyzer)
-        lengths.append(len(words))
-        flat.extend([number_of.setdefault(word, len(number_of)) for word in words])
-    lengths = np.frombuffer(lengths, dtype=np.int64) if lengths else np.empty(0, dtype=np.int64)
+        words_of_text.append(len(words))
+        numbers.extend([number_of.setdefault(word, len(number_of)) for word in words])
+    lengths = np.frombuffer(words_of_text, dtype=np.int64) if words_of_text else np.empty(0, dtype=np.int64)
     hashes = np.array([word_hash(word) for word in number_of], dtype=np.uint64)
     order = np.argsort(hashes)
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
-    flat = np.frombuffer(flat, dtype=np.int64) if flat else np.empty(0, dtype=np.int64)
+    flat = np.frombuffer(numbers, dtype=np.int64) if numbers else np.empty(0, dtype=np.int64)
     keys = rank[flat] * max(len(lengths), 1) + np.repeat(np.arange(len(lengths)), lengths)
     keys, frequencies = np.unique(keys, return_counts=True)
     columns, rows = np.divmod(keys, max(len(lengths), 1))

@@ -163,7 +163,7 @@ class FaissShard:
         self.parameters = {"nprobe": nprobe} if isinstance(faiss.downcast_index(self.index), faiss.IndexIVF) else {}
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> list:
-        options = dict(self.parameters)
+        options: dict[str, Any] = dict(self.parameters)
         if allowed is not None:
             options["sel"] = self.faiss.IDSelectorBatch(np.flatnonzero(allowed).astype(np.int64))
         kind = self.faiss.SearchParametersIVF if self.parameters else self.faiss.SearchParameters

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reclaim.world.household import another, draw_facts, draw_hypothesis, judge, word_fact, word_passage
+from reclaim.world.household import Fact, another, draw_facts, draw_hypothesis, judge, word_fact, word_passage
 from reclaim.world.lexicon import HOUSEHOLD_WORDS, KEEPING
 from reclaim.world.tables import Generator, Tables, balanced, disjoint_splits, table
 
@@ -58,7 +58,7 @@ def generate_similarity(split_sizes: dict[str, int], seed: int) -> Tables:
             first, other = draw_facts(rng, 2)
             other = other._replace(verb=another(rng, KEEPING, first.verb))
             shared = rng.permutation(5)[:score]
-            second = first._make(first[part] if part in shared else other[part] for part in range(5))
+            second = Fact(*(first[part] if part in shared else other[part] for part in range(5)))
             rows.append((word_fact(first, 0), word_fact(second, 0)))
         return rows
 

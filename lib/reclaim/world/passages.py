@@ -110,7 +110,8 @@ def draw_questions(world: FactWorld, task: str, count: int, rng: np.random.Gener
     items = []
     for number in rng.choice(possible, count, replace=False).tolist():
         if task == "eli5":
-            items.append(_eli5(world, *divmod(number, types), rng))
+            name, kind = divmod(number, types)
+            items.append(_eli5(world, name, kind, rng))
         else:
             name, attribute = divmod(number, attributes)
             word = FACT_ATTRIBUTES[attribute][rng.integers(len(FACT_ATTRIBUTES[attribute]))]

@@ -61,7 +61,7 @@ def check_count(name: str, value: int, least: int = 1, most: int | None = None) 
         raise InputError(name, repr(value), f"a whole number from {least}" + (f" to {most}" if most else ""))
 
 
-def table(split: str, **columns: Sequence[Any]) -> pd.DataFrame:
+def table(split: str, **columns: Sequence[Any] | np.ndarray) -> pd.DataFrame:
     """Build the canonical table of a split from its columns; ids are the split's name and the row's number."""
     frame = pd.DataFrame(columns)
     frame.insert(0, "id", [f"{split}-{row}" for row in range(len(frame))])
@@ -114,5 +114,5 @@ def disjoint_splits(
                 f"at most about {size - len(missing)} rows",
                 f"{name} has no more different texts beside those of the other splits.",
             )
-        drawn[split] = rows, labels
+        drawn[split] = [row for row in rows if row is not None], labels
     return {split: drawn[split] for split in split_sizes}
