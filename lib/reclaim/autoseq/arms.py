@@ -94,7 +94,7 @@ def few_shot_rows(
         return balanced(labels, k, derive(seed, "few_shot", number), rule.get("dev", k))
     if rule["sampling"] != "kshot":
         raise InputError("few_shot.sampling", repr(rule["sampling"]), "kshot or per_class")
-    before = ()
+    before: tuple[int, ...] = ()
     if rule.get("in_place"):
         if seed + number not in OFFICIAL_SEEDS:
             raise InputError("few_shot.in_place", f"the seed {seed + number}", f"one of {OFFICIAL_SEEDS}")
@@ -227,7 +227,7 @@ class Split:
             result = Result(predict(self.models.tuned, test), dev, labels)
         else:
             best = None
-            for setting, eval_steps in self._grid(recipe):
+            for setting, eval_steps in self._grid(arm["recipe"]):
                 model, _, _ = fit(
                     self.models.tuned, sets["train"], setting, seed=self.seed, trained=trained,
                     dev=None if plain else sets["dev"], eval_steps=eval_steps,
@@ -235,6 +235,7 @@ class Split:
                 score = float(np.mean(predict(model, sets["dev"].prompts) == np.asarray(sets["dev"].labels)))
                 if best is None or score > best[0]:
                     best = (score, model)
+            assert best is not None  # a grid has at least one setting
             result = Result(predict(best[1], test), best[0], labels)
         self._results[key] = result
         return result

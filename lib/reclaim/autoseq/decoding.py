@@ -101,7 +101,10 @@ class ClassDecoder:
                 parts.append(layers)
         if len(parts) == 1:
             return log_q[0], DecoderState(parts[0])
-        joined = [tuple(map(torch.cat, zip(*layer, strict=True))) for layer in zip(*parts, strict=True)]
+        joined = []
+        for layer in zip(*parts, strict=True):
+            keys, values = zip(*layer, strict=True)
+            joined.append((torch.cat(keys), torch.cat(values)))
         return torch.cat(log_q), DecoderState(joined)
 
     def sequence_log_probabilities(self, targets: Sequence[Sequence[int]]) -> np.ndarray:

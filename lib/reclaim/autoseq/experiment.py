@@ -144,8 +144,8 @@ def _pretrain(spec, seed: int, data, device, folder: Path, run: str) -> None:
     model = build_t5(tokenizer, spec["model"], seed).to(device)
     started, cpu = time.perf_counter(), time.process_time()
     state = folder.with_suffix(".state")
-    parts = (corpus["sentence"], corpus["comment"]) if "comment" in corpus else (corpus["text"], None)
-    history = pretrain_spans(model, tokenizer, *parts, recipe, seed=seed, state_path=state, run=run, **extra)
+    first, second = (corpus["sentence"], corpus["comment"]) if "comment" in corpus else (corpus["text"], None)
+    history = pretrain_spans(model, tokenizer, first, second, recipe, seed=seed, state_path=state, run=run, **extra)
     variant = {"corpus": spec["corpus"], "steps": recipe.num_train_steps}
 
     def row(metric: str, value: float, n: int, unit: str) -> dict[str, Any]:
@@ -232,7 +232,8 @@ def _run_split(split: Split, arms: Sequence[Mapping[str, Any]], entry: Mapping[s
         right = result.predicted == labels
         add(variant, "accuracy", right.mean(), len(right), "fraction")
         add(variant, "dev_accuracy", result.dev_accuracy, split.n_dev, "fraction")
-        add(variant, "label_words", np.mean([len(text.split()) for text in result.labels]), len(result.labels), "count")
+        label_words = float(np.mean([len(text.split()) for text in result.labels]))
+        add(variant, "label_words", label_words, len(result.labels), "count")
         for name, value in (task_metrics(official, result.predicted, labels, groups) if official else {}).items():
             if name != "acc":
                 add(variant, name.replace("/", "_"), value, len(right), "fraction")

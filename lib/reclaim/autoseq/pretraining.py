@@ -52,7 +52,7 @@ def build_t5(tokenizer, config: dict[str, Any], seed: int):
 
 def sentinel_ids(tokenizer) -> list[int]:
     """The ids of `<extra_id_0>`, `<extra_id_1>`, ... in this order."""
-    ids = []
+    ids: list[int] = []
     while (number := tokenizer.convert_tokens_to_ids(f"<extra_id_{len(ids)}>")) not in (None, tokenizer.unk_token_id):
         ids.append(number)
     if len(ids) < 2:
@@ -75,7 +75,7 @@ def corrupt_spans(
 
 
 def random_spans(
-    rng: np.random.Generator, length: int, density: Sequence[float], mean_span: float, most: int
+    rng: np.random.Generator, length: int, density: tuple[float, float], mean_span: float, most: int
 ) -> list[tuple[int, int]]:
     """At most `most` spans of geometric length with at least one token between them, until the drawn share is masked."""
     wanted = max(1, round(rng.uniform(*density) * length))
@@ -102,7 +102,7 @@ def pretrain_spans(
     seed: int,
     max_length: int | None = None,
     comment_share: float = 0.5,
-    density: Sequence[float] = (0.08, 0.45),
+    density: tuple[float, float] = (0.08, 0.45),
     mean_span: float = 3.0,
     **options: Any,
 ) -> History:

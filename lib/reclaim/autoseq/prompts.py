@@ -45,10 +45,10 @@ class Sentinels:
     @classmethod
     def of(cls, tokenizer) -> Sentinels:
         """Look the tokens up, whatever their ids; raises `InputError` where the tokenizer has no sentinels."""
-        ids = tokenizer.convert_tokens_to_ids(["<extra_id_0>", "<extra_id_1>"])
-        if any(i in (None, tokenizer.unk_token_id) for i in ids) or tokenizer.eos_token_id is None:
+        first, second = tokenizer.convert_tokens_to_ids(["<extra_id_0>", "<extra_id_1>"])
+        if any(i in (None, tokenizer.unk_token_id) for i in (first, second)) or tokenizer.eos_token_id is None:
             raise InputError("tokenizer", type(tokenizer).__name__, "T5's sentinels and an end token")
-        return cls(*ids, tokenizer.eos_token_id)
+        return cls(first, second, tokenizer.eos_token_id)
 
     def terminator(self, name: str) -> list[int]:
         """What ends a target: `end` (official), or `sentinel`: the next sentinel and the end, as in pre-training."""

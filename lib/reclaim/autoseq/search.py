@@ -62,7 +62,7 @@ class Constraints:
         if len(tokenizer) >= 32000 and tokenizer.convert_ids_to_tokens([137, 233, 19794]) == [").", "...", "...."]:
             return cls.official()
         special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
-        banned, punctuation = {tokenizer.unk_token_id}, set()
+        banned, punctuation = {tokenizer.unk_token_id}, set[int]()
         for piece, number in tokenizer.get_vocab().items():
             signs = piece.replace(WORD_START, "")
             if number in special or any(sign.isalnum() for sign in signs):
@@ -241,7 +241,7 @@ def contrast(
             values = np.array([known[other].get(key_of(candidate), np.nan) for candidate in found])
             missing = np.flatnonzero(np.isnan(values))
             if len(missing):
-                targets = [target_of(found[i]) for i in missing]
+                targets = [target_of(found[int(i)]) for i in missing]
                 values[missing] = np.exp(decoders[other].sequence_log_probabilities(targets))
             columns.append(values)
         pooled = (np.max if rule == "max" else np.sum)(columns, axis=0) if columns else np.zeros(len(found))
@@ -286,7 +286,9 @@ def combinations(
 
     first = (0,) * len(lists)
     heap, seen = [(-total(first), first)], {first}
-    chosen, scores, uses = [], [], {}
+    chosen: list[dict[Any, str]] = []
+    scores: list[float] = []
+    uses: dict[tuple[int, str], int] = {}
     while heap and len(chosen) < num_combinations:
         negative, places = heapq.heappop(heap)
         texts = [found[place][0] for found, place in zip(lists, places, strict=True)]

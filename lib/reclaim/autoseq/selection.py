@@ -7,13 +7,16 @@ Yu et al. 2022; official `tools/sort_mapping.py`, `tools/gather_result.py`, `gen
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from reclaim.errors import InputError
 from reclaim.metrics import classification
+from reclaim.metrics.classification import Values
 from reclaim.sampling import kshot
+
+Identity = TypeVar("Identity", bound=Hashable)
 
 STS_B_BORDER = 2.5
 """STS-B's scores below it are the class `low` of the split and of the search."""
@@ -39,13 +42,13 @@ def official_split(
     order = np.arange(len(labels))
     for earlier in seeds_before:
         np.random.RandomState(earlier).shuffle(order)
-    train, dev = kshot([labels[row] for row in order], k, seed, n_dev, allow_short_dev=True)
+    train, dev = kshot([labels[int(row)] for row in order], k, seed, n_dev, allow_short_dev=True)
     return order[train], order[dev]
 
 
-def rank_by_dev(runs: Iterable[tuple[Hashable, float]]) -> list[Hashable]:
+def rank_by_dev(runs: Iterable[tuple[Identity, float]]) -> list[Identity]:
     """Ids of combinations by their development score, best first; of repeated ids the first counts, ties keep the order."""
-    first: dict[Hashable, float] = {}
+    first: dict[Identity, float] = {}
     for identity, score in runs:
         first.setdefault(identity, score)
     return sorted(first, key=lambda identity: -first[identity])
@@ -65,7 +68,7 @@ def grid_report(trials: Iterable[Mapping[str, Any]], dev: str, test: str, split:
 
 
 def task_metrics(
-    task: str, predictions: Sequence, labels: Sequence, groups: Sequence[Hashable] | None = None
+    task: str, predictions: Values, labels: Values, groups: Sequence[Hashable] | None = None
 ) -> dict[str, float]:
     """The metrics of a task under their official names.
 
@@ -96,7 +99,7 @@ def objective(metrics: Mapping[str, float]) -> float:
     return next(metrics[name] for name in OBJECTIVES if name in metrics)
 
 
-def macro_f1(predictions: Sequence, labels: Sequence) -> float:
+def macro_f1(predictions: Values, labels: Values) -> float:
     """Mean of the F1 of every class that is present or predicted."""
     classes = sorted({*predictions, *labels})
     return float(np.mean([classification.f1(predictions, labels, positive=y).value for y in classes]))
@@ -106,14 +109,14 @@ def _with_f1(accuracy: float, f1: float) -> dict[str, float]:
     return {"acc": accuracy, "f1": f1, "acc_and_f1": (accuracy + f1) / 2}
 
 
-def _multirc(predictions: Sequence, labels: Sequence, groups: Sequence[Hashable] | None) -> dict[str, float]:
+def _multirc(predictions: Values, labels: Values, groups: Sequence[Hashable] | None) -> dict[str, float]:
     """Mean F1 of the answers of a question, and the share of questions with every answer right."""
     if groups is None or len(groups) != len(labels):
         raise InputError("MultiRC", "no group for each answer", "the text and question of each answer")
     questions: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         questions.setdefault(group, []).append(row)
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
-    f1 = [classification.f1(predictions[rows], labels[rows]).value for rows in questions.values()]
-    exact = [bool(np.all(predictions[rows] == labels[rows])) for rows in questions.values()]
+    predicted, true = np.asarray(predictions), np.asarray(labels)
+    f1 = [classification.f1(predicted[rows], true[rows]).value for rows in questions.values()]
+    exact = [bool(np.all(predicted[rows] == true[rows])) for rows in questions.values()]
     return {"f1": float(np.mean(f1)), "em": float(np.mean(exact))}

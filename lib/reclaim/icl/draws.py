@@ -49,9 +49,10 @@ def sample_demos(pool_labels: Sequence[int], k: int, n_classes: int, rng: random
     missed = [label for label in range(n_classes) if len(members[label]) < share]
     waiting = iter(order[k:])
     while missed:
-        row = next(waiting, None)
-        if row is None:
+        following = next(waiting, None)
+        if following is None:
             break
+        row = following
         full = sorted(
             (label for label in range(n_classes) if len(members[label]) >= share), key=lambda c: len(members[c])
         )

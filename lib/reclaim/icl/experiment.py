@@ -148,8 +148,8 @@ def _sample_sets(name: str, entry: Mapping[str, Any], data: Mapping[str, Path], 
 def _words(spec: Mapping[str, Any], data: Mapping[str, Path]) -> Iterator[str]:
     """Texts with every word that prompts use: those of all rows under both kinds of template, and all labels."""
     for name, entry in spec["data_sets"].items():
-        splits = [load_split(data[entry["data"]], split) for split in ("train", "test")]
-        for dataset in load_sets(name, *splits, str(data[entry["data"]])):
+        pool, test = (load_split(data[entry["data"]], split) for split in ("train", "test"))
+        for dataset in load_sets(name, pool, test, str(data[entry["data"]])):
             for kind in TEMPLATE_KINDS:
                 for template in getattr(dataset, kind):
                     yield from (template.fill(row) for row in (*dataset.pool, *dataset.test))

@@ -109,7 +109,8 @@ class Drawer:
         classes = shown_classes(cell.setting, classes, len(words), own)
         if cell.setting in ABSTRACT:
             map_seed = derive(self.seed, "icl", name, "map") if cell.fixed_map else place
-            words = paired_label_map(cell.label_space, len(words), map_seed, self.dataset.made_up.get(cell.label_space))
+            made_up = self.dataset.made_up.get(cell.label_space)
+            words = tuple(paired_label_map(cell.label_space, len(words), map_seed, made_up))
         return Drawn(demonstrations, [words[label] for label in classes], list(words))
 
 
@@ -157,6 +158,7 @@ class PromptWriter:
         asked = self._text(dataset, cell, "test", query)
         place = f"prompt for row {dataset.test[query]['id']} of {dataset.name}"
         if official:
+            assert drawn.rng is not None  # set by every official draw
             kept = shorten(
                 len(shown),
                 lambda kept: self.fits(join_official(dataset.separator, [shown[i] for i in kept], asked)),

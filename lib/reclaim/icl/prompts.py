@@ -127,13 +127,15 @@ def define_sets(name: str) -> dict[str, IclSet]:
         raise InputError("data set of the in-context study", repr(name), f"one of {', '.join(sets)}")
     known = sets[name]
     words = known["label_words"] if "by" in known else {"": known["label_words"]}
-    options = {key: known[key] for key in ("group", "separator", "made_up", "repeats") if key in known}
+    fields: dict[str, Any] = {
+        kind: _templates(templates[known[kind]], known.get("about", "")) for kind in TEMPLATE_KINDS
+    }
+    fields |= {key: known[key] for key in ("group", "separator", "made_up", "repeats") if key in known}
     return {
         value: IclSet(
             name=f"{name}/{value}" if value else name,
             label_words=tuple(label_words),
-            **{kind: _templates(templates[known[kind]], known.get("about", "")) for kind in TEMPLATE_KINDS},
-            **options,
+            **fields,
         )
         for value, label_words in words.items()
     }
@@ -158,7 +160,7 @@ def load_sets(name: str, pool: pd.DataFrame, test: pd.DataFrame, place: str = "d
     by = known.get("by")
     filled = []
     for value, definition in definitions.items():
-        rows = {}
+        rows: dict[str, Any] = {}
         for part, frame in (("pool", pool), ("test", test)):
             if by is not None:
                 if by not in frame:
