@@ -1,6 +1,12 @@
 """Readers of conversational QA, and the experiment that trains them and compares their rankings."""
 
 import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -237,3 +243,41 @@ def test_the_experiment_gives_equal_tables_after_a_stop_and_figures_for_the_repo
     assert not found["protocols"].missing and len(found["conversation"].rows) == 8
     assert found["conversation"].columns[2:] == ("Auto-Gold", "Auto-Pred", "Auto-Rewrite", "live")
     assert any("the paper: HAM" in row for row in found["readers"].rows[-2])
+
+
+# ------------------------------------------------------------------------------------------------------------------ chat
+
+
+def test_the_chat_runs_in_a_terminal_and_keeps_what_was_judged_when_it_is_left(world, splits, tmp_path):
+    build_reader(0, vocabulary=vocabulary_of(splits["train"])).save_pretrained(tmp_path / "reader")
+    saved = tmp_path / "judgements.json"
+    command = [sys.executable, "-m", "reclaim.convqa.chat", str(tmp_path / "reader"), str(world), "--save", str(saved)]
+    main_end, other_end = pty.openpty()
+    process = subprocess.Popen(command, stdin=other_end, stdout=other_end, stderr=other_end, close_fds=True)
+    os.close(other_end)
+    shown = ""
+
+    def until(text):
+        nonlocal shown
+        end = time.monotonic() + 60
+        while text not in shown and time.monotonic() < end:
+            if select.select([main_end], [], [], 1)[0]:
+                shown += os.read(main_end, 65536).decode()
+        assert text in shown, shown
+        shown = shown.partition(text)[2]
+
+    try:
+        until("makes sense here?")
+        os.write(main_end, b"y\n")
+        until("span of the passage answer it?")
+        os.write(main_end, b"n\n")
+        until("question>")
+        os.write(main_end, b"\x04")  # Ctrl-D
+        until("Saved 1 judgements")
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main_end)
+    (conversation,) = json.loads(saved.read_text())["data"]
+    assert conversation["model_name"] == "reader" and conversation["qas"][0]["answerable"] == "n"
