@@ -16,6 +16,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from reclaim.report import (
+    figures_alce,
     figures_autoseq,
     figures_convqa,
     figures_cringe,
@@ -38,6 +39,7 @@ SYSTEMS = (
     figures_mezo.SYSTEM,
     figures_icl.SYSTEM,
     figures_autoseq.SYSTEM,
+    figures_alce.SYSTEM,
     figures_stm_unet.SYSTEM,
     figures_transformer_dr.SYSTEM,
     figures_film.SYSTEM,
