@@ -136,6 +136,7 @@ def test_the_example_of_local_data_plans(workflow, tmp_path):
         "sst2/test.tsv",
         "sentence-classification/TREC.train.all",
         "sentence-classification/TREC.test.all",
+        "sentence-classification/subj.all",
         "agnews/test.tsv",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
