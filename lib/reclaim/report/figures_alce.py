@@ -225,7 +225,8 @@ def _values(tables: SystemTables) -> Exhibit:
         key="values",
         title="All scores",
         caption="Means over seeds, in per cent (length in words). Scores that do not depend on a judge stand with the "
-        "automatic one. `strict`: empty answers count 0, citations out of range count in precision, `[1, 2]` cites two passages.",
+        "automatic one. `strict`: empty answers count 0, citations out of range count in precision, and `[1, 2]` "
+        "cites two passages.",
         columns=(
             "task",
             "system",
