@@ -71,6 +71,7 @@ def job_spec(wildcards):
                 "method": arm["method"],
                 "model": model_folder(arm["model"], arm["id"]),
                 "dtype": config["models"][arm["model"]].get("dtype", "float32"),
+                **{key: value for key, value in config["models"][arm["model"]].items() if key == "device_map"},
                 "data": f"{RESULTS}/data/{task['data']}",
                 "task": task,
                 "recipe": config["recipes"][arm["recipe"]] if "recipe" in arm else {},

@@ -4,6 +4,9 @@ A job that asks for GPUs (`resources: gpu`) on a machine of its own leases as ma
 file per device, held until the process ends, however it ends, so that no two jobs of a user share a device. With
 `jobs_per_device` in the configuration a device has as many places, for jobs too small to fill one; jobs spread over the
 devices before they share. Under SLURM the scheduler has handed the devices out, and its CUDA_VISIBLE_DEVICES stands.
+
+Pretend devices whose names begin with "cpu" (RECLAIM_DEVICES=cpu0,cpu1) are leased like others and stand for the CPU, so
+that jobs on one or several GPUs can be tried without any.
 """
 
 from __future__ import annotations
@@ -32,13 +35,31 @@ def device(gpu: int):
     """
     import torch
 
-    if not gpu:
+    if not gpu or pretend(make_visible(gpu)):
         return torch.device("cpu")
-    if "SLURM_JOB_ID" not in os.environ:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease(gpu))
     if not torch.cuda.is_available():
         raise _too_few(gpu, "no GPU that torch can use")
     return torch.device("cuda", 0)
+
+
+def make_visible(gpu: int) -> list[str]:
+    """Let this process and those that it starts see the `gpu` devices that it leases, or that SLURM gave; give their ids.
+
+    Raises InputError if there are fewer.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        leased = lease(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = "" if pretend(leased) else ",".join(leased)
+        return leased
+    given = _devices()
+    if len(given) < gpu:
+        raise _too_few(gpu, f"{len(given)} from SLURM ({','.join(given) or 'none'})")
+    return given
+
+
+def pretend(ids: list[str]) -> bool:
+    """Whether these are devices that stand for the CPU."""
+    return all(each.startswith("cpu") for each in ids)
 
 
 def lease(count: int) -> list[str]:

@@ -4,6 +4,9 @@ The same for every method: a method is a function that trains a `Problem` in pla
 `reclaim.finetune_backprop`). So no method gets more tuning than another, and none sees a test row before its weights are
 chosen. With `select: best_dev` the point of the grid and the step with the best development score are tested (the first of
 equal ones: smaller learning rate position, earlier step); with `last` the last step of the first rate.
+
+Of several processes (`reclaim.parallel`), which share the rows of each batch, all evaluate and select alike; the first
+writes what is kept, and the others read it.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from reclaim import parallel
 from reclaim.config import listed
 from reclaim.io import atomic_path, read_json, write_json, write_parquet
 from reclaim.problems import Predictions, Problem, make_problem
@@ -64,6 +68,8 @@ class Watch:
         score = self.problem.score(self.dev_rows) if self.dev_rows else float("nan")
         best = max((value for at, value in self.scores.items() if at < step), default=float("-inf"))
         self.scores[step] = score
+        if not parallel.is_main():
+            return
         if not self.keep_best or score > best:
             with atomic_path(self.weights) as path:
                 save_file({name: tensor.detach().contiguous() for name, tensor in self.problem.trainable()}, path)
@@ -81,6 +87,7 @@ class Watch:
 
     def restore(self) -> None:
         """Put the kept weights back into the problem's model."""
+        parallel.barrier()
         kept = load_file(self.weights)
         with torch.no_grad():
             for name, tensor in self.problem.trainable():
@@ -118,26 +125,32 @@ def run_job(
         folder = state_dir / f"arm-{index}"
         if not (folder / "history.parquet").exists():
             predicted, history = _run_arm(arm, spec["seed"], method, device, folder, progress, count)
-            write_parquet(predicted, folder / "predictions.parquet")
-            write_parquet(history, folder / "history.parquet")
+            if parallel.is_main():
+                write_parquet(predicted, folder / "predictions.parquet")
+                write_parquet(history, folder / "history.parquet")
+        parallel.barrier()
         predictions.append(pd.read_parquet(folder / "predictions.parquet"))
         histories.append(pd.read_parquet(folder / "history.parquet"))
         if trajectories is not None:
             for path in sorted(folder.glob("*.mezo")):
                 shutil.copy(path, trajectories / f"arm-{index}.{path.name}")
         log.info("%s: %d of %d arms", variant_json(arm["variant"]), index + 1, len(spec["arms"]))
-    shutil.rmtree(state_dir)
+    parallel.barrier()
+    if parallel.is_main():
+        shutil.rmtree(state_dir)
     return pd.concat(predictions, ignore_index=True), pd.concat(histories, ignore_index=True)
 
 
 def _state_of(folder: Path, identity: str) -> Path:
     """The scratch folder, emptied if it holds the state of another run (other parameters, inputs or code)."""
     marker = folder / "identity.json"
-    if marker.exists() and read_json(marker) != identity:
-        log.info("%s holds the state of another run; starting anew", folder)
-        shutil.rmtree(folder)
-    if not marker.exists():
-        write_json(identity, marker)
+    if parallel.is_main():
+        if marker.exists() and read_json(marker) != identity:
+            log.info("%s holds the state of another run; starting anew", folder)
+            shutil.rmtree(folder)
+        if not marker.exists():
+            write_json(identity, marker)
+    parallel.barrier()
     return folder
 
 
@@ -185,10 +198,12 @@ def _run_arm(
             test_rows = watch.problem.encode(data.test)
         tables.append(prediction_table(data, watch.problem.predict(test_rows)).assign(set=few_shot.number))
         histories += list(_history(watches, chosen, few_shot))
-        for log_file in place.glob("*.mezo"):
-            shutil.move(log_file, folder / f"set-{few_shot.number}.{log_file.name}")
-        for _, _, used in watches:
-            shutil.rmtree(used)
+        parallel.barrier()
+        if parallel.is_main():
+            for log_file in place.glob("*.mezo"):
+                shutil.move(log_file, folder / f"set-{few_shot.number}.{log_file.name}")
+            for _, _, used in watches:
+                shutil.rmtree(used)
     table = pd.concat(tables, ignore_index=True).assign(variant=variant, seed=seed)
     return table, pd.DataFrame(histories).assign(variant=variant, seed=seed)
 

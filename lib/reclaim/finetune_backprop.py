@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from reclaim import parallel
 from reclaim.batches import epoch_batches
 from reclaim.finetune import Watch
 from reclaim.problems import Problem
@@ -31,7 +32,8 @@ def finetune_backprop(
     def batches(step: int):
         chosen = [train_rows[row] for row in take(step)[1]]
         size = settings.per_device_train_batch_size
-        return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        return parallel.share(parts, "recipes.*: the micro-batches of an update")
 
     train(
         problem.model,

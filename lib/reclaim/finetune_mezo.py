@@ -1,4 +1,9 @@
-"""Fine-tune a problem by MeZO: two forward passes a step, no gradient. The trajectory log is the checkpoint."""
+"""Fine-tune a problem by MeZO: two forward passes a step, no gradient. The trajectory log is the checkpoint.
+
+On several devices (`reclaim.parallel`) each has all the weights and a part of the batch's rows. The weights stay the same in
+all of them, since each draws the direction from the seed; what they tell each other is their part of the projected gradient,
+one float a direction, whatever the model's size.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from typing import Any
 
 import torch
 
+from reclaim import parallel
 from reclaim.batches import epoch_batches
 from reclaim.errors import InputError
 from reclaim.finetune import Watch
@@ -37,6 +43,8 @@ def finetune_mezo(
 ) -> None:
     """Train the problem's model in place on its objective; leaves the sealed trajectory log `run.mezo` in `state_dir`.
 
+    Of several processes each writes a log, of the same bytes; that of rank 0 is the one that is kept and resumed from.
+
     The learning rate is constant, as in the paper. An interrupted run is replayed from its log and goes on. The modified
     estimators measure their block scales on the first batch (parameter norms).
     """
@@ -48,21 +56,32 @@ def finetune_mezo(
         scales = measure_block_scales(problem.model, "param_norm")
         modified = {"block_scales": scales, "scale_estimate": estimator}
     num_train_steps = recipe["num_train_steps"]
+    # A model that is spread over several devices has no one stream of random numbers.
+    spread = len({parameter.device for parameter in problem.model.parameters()}) > 1
+    part = 1.0  # of the batch, that this process's rows are
+
+    def joined(estimates: list[float]) -> list[float]:
+        return parallel.sums([part * estimate for estimate in estimates], problem.device)
+
     optimizer = MeZO(
         problem.model,
         recipe["learning_rate"],
         seed=derive(seed, "directions"),
+        rng="per_tensor" if spread else "sequential",
+        join=joined if parallel.world_size() > 1 else None,
         **{key: recipe[key] for key in OPTIONS if key in recipe},
         **modified,
     )
     take = epoch_batches(len(train_rows), recipe["per_device_train_batch_size"], derive(seed, "batches"))
-    with record(optimizer, state_dir / "run.mezo") as done:
+    with record(optimizer, parallel.own_copy(state_dir / "run.mezo")) as done:
         if done:
             log.info("resumed at step %d from %s", done, state_dir / "run.mezo")
         if done and watch.due(done) and done not in watch.scores:
             watch.after(done)
         for step in progress(range(done, num_train_steps)):
-            batch = [train_rows[row] for row in take(step)[1]]
+            rows = [train_rows[row] for row in take(step)[1]]
+            batch = parallel.share(rows, "recipes.*: the rows of a batch")
+            part = problem.size(batch) / problem.size(rows)
             optimizer.step(lambda batch=batch: problem.objective(batch))
             if watch.due(step + 1):
                 watch.after(step + 1)

@@ -36,6 +36,7 @@ from typing import Any, TextIO
 
 import numpy
 
+from reclaim import parallel
 from reclaim.errors import InputError
 from reclaim.io import write_json
 from reclaim.preload import THREAD_VARIABLES, process_start
@@ -57,12 +58,30 @@ class Job:
         """The `torch.device` this job may use; waits for a GPU if the rule asks for one (see `reclaim.device`)."""
         from reclaim.device import device
 
-        chosen = device(self.snakemake.resources.get("gpu", 0))
+        chosen = parallel.join() if parallel.launched() else device(self.snakemake.resources.get("gpu", 0))
         _settle(self.snakemake.threads)  # torch may have been imported only now
         return chosen
 
+    def spread(self) -> bool:
+        """Run this script once on each of the GPUs, if the rule asks for several; True when that has been done.
+
+        False where this process has the work to do: it is one of those, or the only one, or its models are themselves
+        spread over the GPUs (`device_map`).
+        """
+        gpu = self.snakemake.resources.get("gpu", 0)
+        split = any("device_map" in arm for arm in self.snakemake.params.spec.get("arms", ()))
+        if gpu < 2 or split or parallel.launched():
+            return False
+        from reclaim.device import make_visible
+
+        make_visible(gpu)
+        self.counts = parallel.launch(sys.argv, gpu, self.snakemake.rule)
+        return True
+
     def progress(self, iterable: Iterable, total: int | None = None, desc: str = "") -> Iterator:
         """Go through `iterable` and show how far it is: a bar on a terminal, else a line in the log now and then."""
+        if parallel.launched() and not parallel.is_main():
+            return iter(iterable)
         return progress(iterable, total, desc or self.snakemake.rule, self.terminal)
 
     def count(self, tokens: int = 0, steps: int = 0) -> None:
@@ -116,10 +135,16 @@ def job(snakemake: Any) -> Iterator[Job]:
                 raise
             traceback.print_exc()
             last = traceback.format_exception_only(error)[-1].strip()
+            if parallel.launched():
+                parallel.tell(f"{last} (its traceback is in {log_path})")
             print(f"{snakemake.rule}: {last}\nThe traceback is in {log_path}", file=terminal, flush=True)
             raise SystemExit(1) from None
+        used = {**start.until_now(), **context.counts}
+        if parallel.launched():  # the process that launched this one has the rest to do
+            parallel.report(used)
+            return
         if snakemake.output.get("cost"):
-            write_json(_cost_rows(snakemake, {**start.until_now(), **context.counts}), snakemake.output.cost)
+            write_json(_cost_rows(snakemake, used), snakemake.output.cost)
         if snakemake.output.get("seal"):
             from reclaim.provenance import seal
 
@@ -128,7 +153,9 @@ def job(snakemake: Any) -> Iterator[Job]:
 
 
 def _say(message: str, terminal: TextIO, log_path: str | None) -> None:
-    """One message, on the terminal and in the log."""
+    """One message, on the terminal and in the log; one of a job's several processes leaves it to who launched it."""
+    if parallel.launched():
+        parallel.tell(message)
     print(message, file=terminal, flush=True)
     if log_path is not None:
         with contextlib.suppress(OSError):  # the log may be on a full disk
@@ -153,6 +180,8 @@ def _settle(threads: int) -> None:
 
     Nothing of this package draws from those streams; what others draw shall not differ from run to run.
     """
+    if parallel.launched():
+        threads = max(1, threads // int(os.environ["WORLD_SIZE"]))
     for name in (*THREAD_VARIABLES, "RAYON_NUM_THREADS"):
         os.environ[name] = str(threads)
     random.seed(0)

@@ -68,11 +68,20 @@ def build(architecture: str, tokenizer, config: dict, seed: int, linear_init: st
     return model.eval()
 
 
-def load(folder: str | Path, objective: str, seed: int = 0, num_labels: int | None = None, dtype=torch.float32):
+def load(
+    folder: str | Path,
+    objective: str,
+    seed: int = 0,
+    num_labels: int | None = None,
+    dtype=torch.float32,
+    device_map: str | dict | None = None,
+):
     """Load a model for an objective (`masked`, `causal`, `seq2seq` or `classification`) from a `save_pretrained` folder.
 
     It is in eval mode. A classification head that the folder does not hold is drawn with the model's own
     `initializer_range`, as a function of `seed`. Dropout of the head follows the config (`classifier_dropout`).
+    With a `device_map` ("auto", or module -> device) accelerate spreads the model over the devices that the process sees,
+    layer by layer, and moves activations along: for models too large for one device, in inference and MeZO.
 
     Raises `InputError` when the folder holds no model, one of another architecture than the objective needs, or a language
     model of which weights are missing.
@@ -84,6 +93,8 @@ def load(folder: str | Path, objective: str, seed: int = 0, num_labels: int | No
         raise InputError(place, "no config.json", "a folder written by save_pretrained")
     refuse_post_norm(place, _config(folder))
     options = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    if device_map is not None:
+        options["device_map"] = device_map
     if objective == "classification":
         options["num_labels"] = num_labels
     with torch.random.fork_rng():
@@ -98,8 +109,9 @@ def load(folder: str | Path, objective: str, seed: int = 0, num_labels: int | No
         raise InputError(
             place, f"no weights for {', '.join(missing[:3])} ({len(missing)} missing)", "all weights of the model"
         )
-    # A sum is not finite if a term is not, and needs no copy.
-    if broken := [name for name, weight in model.named_parameters() if not weight.sum(dtype=torch.float32).isfinite()]:
+    # A sum is not finite if a term is not, and needs no copy. Weights that accelerate left on disk are not looked at.
+    weights = [(name, weight) for name, weight in model.named_parameters() if not weight.is_meta]
+    if broken := [name for name, weight in weights if not weight.sum(dtype=torch.float32).isfinite()]:
         raise InputError(place, f"NaN or infinity in {broken[0]} ({len(broken)} such tensors)", "finite weights")
     return model.eval()
 

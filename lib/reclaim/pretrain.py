@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from reclaim import parallel
 from reclaim.architectures import ARCHITECTURES
 from reclaim.batches import epoch_batches
 from reclaim.blocks import token_blocks
@@ -228,13 +229,14 @@ def pretrain_causal(model, rows: TokenRows, recipe: Recipe, *, seed: int, **opti
 
 
 def _micro_batches(num_rows: int, recipe: Recipe, seed: int):
-    """A function from step to the (epoch, row indices) of its micro-batches."""
+    """A function from step to the (epoch, row indices) of its micro-batches; of this process's, where there are several."""
     rows = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
     take = epoch_batches(num_rows, rows, derive(seed, "pretrain"))
 
     def micro_batches(step: int) -> Iterator[tuple[int, np.ndarray]]:
         epoch, indices = take(step)
-        for part in np.array_split(indices, recipe.gradient_accumulation_steps):
+        parts = np.array_split(indices, recipe.gradient_accumulation_steps)
+        for part in parallel.share(parts, "recipes.*.gradient_accumulation_steps"):
             yield epoch, part
 
     return micro_batches

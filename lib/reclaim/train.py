@@ -5,7 +5,8 @@ a function of the step, and dropout is re-seeded at each step, a run that was in
 state equals an uninterrupted run bit for bit on CPU.
 
 The loss of an update is the sum over all its micro-batches divided by the total number of predictions (as in fairseq), not a
-mean of means: gradient accumulation with unequal counts equals one large batch.
+mean of means: gradient accumulation with unequal counts equals one large batch. So do several devices (`reclaim.parallel`),
+which share the micro-batches of an update: gradients and counts are summed once, before the step that each of them takes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 
+from reclaim import parallel
 from reclaim.errors import InputError
 from reclaim.io import atomic_path
 from reclaim.optim.fairseq_adam import FairseqAdam
@@ -113,7 +115,8 @@ def train(
 ) -> History:
     """Train the parameters of `model` that require a gradient, in place, for `recipe.num_train_steps` updates.
 
-    `batches(step)` gives the micro-batches of an update, `loss_function(micro_batch)` its summed loss and count.
+    `batches(step)` gives the micro-batches of an update (of them this process's, where there are several; dropout then
+    differs between them), `loss_function(micro_batch)` its summed loss and count.
     `after_step(n)` is called after n updates (evaluation; the model is in train mode, and put back into it). With
     `state_path` the state is written there at most every `save_seconds` (default: $RECLAIM_SAVE_SECONDS, else 60), a state
     found there is resumed from if it names the same `run` (whatever identifies it: parameters, data, code), recipe and seed,
@@ -135,42 +138,54 @@ def train(
     state_path = Path(state_path) if state_path else None
     save_seconds = float(os.environ.get("RECLAIM_SAVE_SECONDS", 60)) if save_seconds is None else save_seconds
     identity = f"{run} {recipe} seed={seed}"
-    start = _resume(state_path, model, optimizer, history, identity) if state_path else 0
-    device_type = parameters[0].device.type
+    device = parameters[0].device
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+    start = _resume(state_path, model, optimizer, scaler, history, identity) if state_path else 0
+    parallel.barrier()  # all have read the state before it is written again
+    lower = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.precision]
+    own = [parallel.rank()] if parallel.rank() else []
     last_save = time.monotonic()
     with torch.random.fork_rng():
         for step in progress(range(start, recipe.num_train_steps)):
             model.train()
-            torch.manual_seed(derive(seed, "dropout", step))
+            torch.manual_seed(derive(seed, "dropout", step, *own))
             rate = rate_at(step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            total, count = 0.0, 0
+            total, count, passes = 0.0, 0, 0
             for micro_batch in batches(step):
-                with torch.autocast(device_type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                with torch.autocast(device.type, lower, enabled=lower is not None):
                     loss, predictions = loss_function(micro_batch)
                 if predictions:
-                    loss.backward()
+                    scaler.scale(loss).backward()
                     total, count = total + loss.item(), count + predictions
-                history.forward_passes += 1
+                passes += 1
+            if parallel.world_size() > 1:
+                total, count, passes = parallel.sums([total, count, passes], device)
+                count, passes = int(count), int(passes)
+                parallel.sum_gradients(parameters)
+            history.forward_passes += passes
             if count:
                 if not math.isfinite(total):
                     raise InputError(
                         f"training step {step}", f"a loss of {total}", "a finite loss", "Lower the learning rate."
                     )
+                scaler.unscale_(optimizer)
                 _scale_and_clip(parameters, 1.0 / count, recipe.max_grad_norm)
-                optimizer.step()
+                scaler.step(optimizer)  # not where a gradient in half precision overflowed: the scale is halved instead
+                scaler.update()
                 optimizer.zero_grad(set_to_none=True)
             history.loss.append(total / count if count else 0.0)
             history.learning_rate.append(rate)
             history.predictions += count
             done = step + 1
             after_step(done)
-            if state_path and time.monotonic() - last_save >= save_seconds and done < recipe.num_train_steps:
-                _save(state_path, model, optimizer, history, identity, done)
+            due = time.monotonic() - last_save >= save_seconds and done < recipe.num_train_steps
+            if state_path and due and parallel.is_main():
+                _save(state_path, model, optimizer, scaler, history, identity, done)
                 last_save = time.monotonic()
     model.eval()
-    if state_path:
+    if state_path and parallel.is_main():
         state_path.unlink(missing_ok=True)
     return history
 
@@ -182,20 +197,21 @@ def _scale_and_clip(parameters: Sequence[torch.nn.Parameter], scale: float, max_
         torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
-def _save(path: Path, model, optimizer, history: History, identity: str, step: int) -> None:
+def _save(path: Path, model, optimizer, scaler, history: History, identity: str, step: int) -> None:
     state = {
         "identity": identity,
         "step": step,
         "model": {name: value for name, value in model.named_parameters() if value.requires_grad},
         "buffers": dict(model.named_buffers()),  # running statistics of batch normalisation
         "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
         "history": vars(history),
     }
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
 
 
-def _resume(path: Path, model, optimizer, history: History, identity: str) -> int:
+def _resume(path: Path, model, optimizer, scaler, history: History, identity: str) -> int:
     """Load a saved state into its places and give the number of steps done; the state of another run is passed over."""
     if not path.exists():
         return 0
@@ -211,6 +227,7 @@ def _resume(path: Path, model, optimizer, history: History, identity: str) -> in
         for name, value in state["buffers"].items():
             buffers[name].copy_(value)
     optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
     for name, value in state["history"].items():
         setattr(history, name, value)
     log.info("resumed at step %d from %s", state["step"], path)

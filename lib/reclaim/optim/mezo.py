@@ -95,6 +95,8 @@ class MeZO:
     direction_seeds: explicit seeds instead, one per direction, for comparison with other implementations.
     in_place: perturb the stored weights. None: yes, unless one is of half precision.
     rounding: how updates of half-precision weights are rounded: "stochastic" or "nearest".
+    join: of several processes that step together, each with the same weights and a part of the batch: makes of a process's
+        own projected gradients those of the whole batch, the same in every process.
     num_threads: how many threads share the sweeps, a tensor at a time; above 1 only with rng="per_tensor". The result
         does not depend on it.
 
@@ -125,6 +127,7 @@ class MeZO:
         direction_seeds: Iterable[int] | None = None,
         in_place: bool | None = None,
         rounding: str = "stochastic",
+        join: Callable[[list[float]], list[float]] | None = None,
         num_threads: int = 1,
     ):
         one_of("direction_schedule", direction_schedule, "constant", "linear")
@@ -173,6 +176,7 @@ class MeZO:
         self.seed = seed
         self.rounding = rounding
         self.direction_seeds = None if direction_seeds is None else iter(direction_seeds)
+        self.join = join
 
         self.module = module if isinstance(module, nn.Module) else None
         self.slots = trainable_slots(module.named_parameters() if isinstance(module, nn.Module) else module)
@@ -221,7 +225,8 @@ class MeZO:
                 loss_plus, loss_minus = probe(direction, closure, restore=i + 1 < len(directions))
                 plus.append(loss_plus)
                 minus.append(loss_minus)
-            grads = self._round([(p - m) / (2 * self.eps) for p, m in zip(plus, minus, strict=True)])
+            own = [(p - m) / (2 * self.eps) for p, m in zip(plus, minus, strict=True)]
+            grads = self._round(self.join(own) if self.join else own)
             if self.recorder is not None:
                 self.recorder.append(grads)
             self._update(directions, grads, learning_rate, replaying=False)
