@@ -19,6 +19,8 @@ from torch import nn
 from transformers import BertModel, BertPreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from reclaim.errors import InputError
+
 YES, NO, UNKNOWN, SPAN = range(4)
 """Labels of a window. In the loss, the target of a span is its position plus the number of classes before `SPAN`."""
 
@@ -29,12 +31,12 @@ FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 class QuacOutput(ModelOutput):
     """start_logits, end_logits: (rows, tokens); yes_logits, no_logits, unk_logits: (rows, 1); loss: a scalar, nats."""
 
-    loss: torch.FloatTensor | None = None
-    start_logits: torch.FloatTensor | None = None
-    end_logits: torch.FloatTensor | None = None
-    yes_logits: torch.FloatTensor | None = None
-    no_logits: torch.FloatTensor | None = None
-    unk_logits: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    start_logits: torch.Tensor | None = None
+    end_logits: torch.Tensor | None = None
+    yes_logits: torch.Tensor | None = None
+    no_logits: torch.Tensor | None = None
+    unk_logits: torch.Tensor | None = None
 
 
 class MLP2(nn.Module):
@@ -90,10 +92,14 @@ class QuacHead(nn.Module):
             classes = torch.cat([yes, no, unk], dim=-1)
             losses = []
             for scores, positions in ((start, start_positions), (end, end_positions)):
+                if positions is None:
+                    raise InputError("forward", "class_labels without positions", "the labels of all heads")
                 target = torch.where(class_labels == SPAN, positions + SPAN, class_labels)
                 losses.append(F.cross_entropy(torch.cat([classes, scores], -1), target))
-            loss = sum(losses) / 2
+            loss = (losses[0] + losses[1]) / 2
             if self.beta:
+                if rational_mask is None:
+                    raise InputError("forward", "class_labels without rational_mask", "the labels of all heads")
                 loss = loss + self.beta * focal_loss(gate.squeeze(-1), rational_mask, segment)
         return QuacOutput(loss=loss, start_logits=start, end_logits=end, yes_logits=yes, no_logits=no, unk_logits=unk)
 

@@ -59,7 +59,7 @@ class Session:
         self.reader, self.name, self.path, self._read, self.write = reader, name, Path(path), read, write
         self.dialogs = {dialog.id: dialog for dialog in dialogs}
         document = read_json(self.path) if self.path.exists() else {"data": []}
-        self.data: list[dict[str, Any]] = read_annotations(document, str(self.path))
+        self.data = [dict(conversation) for conversation in read_annotations(document, str(self.path))]
         self.pending: dict[str, Any] | None = document.get("pending")
 
     def run(self) -> None:
@@ -113,7 +113,7 @@ class Session:
                     "answer": self._answer(dialog, record, question),
                 }
                 self.save()
-            self._judge(dialog, record)
+            self._judge(dialog, record, self.pending)
 
     def _question(self, dialog: Dialog, record: Mapping[str, Any]) -> str | None:
         """The next question; None begins another passage."""
@@ -140,9 +140,8 @@ class Session:
         (answer,) = self.reader.answer([Request(dialog, question, history)])
         return answer
 
-    def _judge(self, dialog: Dialog, record: dict[str, Any]) -> None:
+    def _judge(self, dialog: Dialog, record: dict[str, Any], turn: dict[str, Any]) -> None:
         """Ask for the judgement of the pending answer, and save the turn."""
-        turn = self.pending
         self.write(f"Q: {turn['question']}")
         self.write(f"A: {SHOWN if turn['answer'] == NO_ANSWER else turn['answer']}")
         turn["valid"] = self._yes_or_no("Is this a question that makes sense here?")
@@ -189,7 +188,7 @@ class Session:
                 for name, (value, n) in figures.items()
                 if value is not None and name not in ("conversations", "questions", "valid")
             ]
-            self.write(f"{model}: {int(figures['valid'][0])} valid turns; " + ", ".join(shown))
+            self.write(f"{model}: {int(figures['valid'][0] or 0)} valid turns; " + ", ".join(shown))
 
     def _line(self, prompt: str) -> str:
         text = self._read(prompt).strip()

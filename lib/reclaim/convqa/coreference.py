@@ -62,7 +62,8 @@ class CachedResolver:
     """A resolver that is asked for each distinct text once. `calls` counts the texts that reached it."""
 
     def __init__(self, resolver: Resolver):
-        self.resolver, self.known, self.calls = resolver, {}, 0
+        self.resolver, self.calls = resolver, 0
+        self.known: dict[CorefText, Document] = {}
 
     def resolve(self, texts: Sequence[CorefText]) -> list[Document]:
         new = [text for text in dict.fromkeys(texts) if text not in self.known]

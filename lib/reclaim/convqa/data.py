@@ -34,7 +34,7 @@ from reclaim.io import atomic_path, read_json, write_json, write_parquet
 
 KINDS = ("conversations", "judgements", "quac_predictions")
 # Keys that each source needs, and those it may have, beside kind and source.
-SOURCES = {
+SOURCES: dict[str, dict[str, tuple[set[str], set[str]]]] = {
     "conversations": {
         "world": ({"generator", "splits"}, {"seed", "parameters"}),
         "local": ({"files"}, {"rewrites", "limit"}),
@@ -120,7 +120,7 @@ def load_dialogs(folder: str | Path, split: str) -> list[Dialog]:
 def load_judgements(folder: str | Path) -> list[Conversation]:
     """The conversations of a canonical folder of judgements, as the annotation format has them."""
     frame = pd.read_parquet(Path(folder) / "all.parquet")
-    conversations = []
+    conversations: list[Conversation] = []
     for (_, model, dialog), rows in frame.groupby(["conversation", "model_name", "dialog_id"], sort=True):
         turns = [
             {**row, "gold_anno": list(row["gold_anno"])}

@@ -78,7 +78,8 @@ def distinct(candidates: Sequence[Candidate], text: SpanText, n_best: int) -> li
     for candidate in candidates:
         if len(texts) == n_best:
             break
-        texts.setdefault("" if candidate.first is None else text(candidate.first, candidate.last), candidate)
+        first, last = candidate.first, candidate.last
+        texts.setdefault("" if first is None or last is None else text(first, last), candidate)
     return list(texts.items())
 
 

@@ -80,7 +80,8 @@ def _against_metrics(spec, data, conversations, chosen) -> tuple[list[dict], lis
     questions = [question for dialog in dialogs if dialog.id in judged for question in dialog.scored_questions()]
     every = [question for dialog in dialogs for question in dialog.scored_questions()]
     human, human_all = per_passage(c for c in conversations if c["dialog_id"] in chosen), aggregate(conversations)
-    metrics, items = [], []
+    metrics: list[dict[str, Any]] = []
+    items: list[dict[str, Any]] = []
     for protocol, rows in load_predictions(data[spec["predictions"]]).groupby("protocol", sort=True):
         by_passage, f1 = {}, {}
         for reader, own in rows.groupby("reader", sort=True):
@@ -95,7 +96,8 @@ def _against_metrics(spec, data, conversations, chosen) -> tuple[list[dict], lis
             by_passage[reader] = {key: sum(own) / len(own) for key, own in values.items()}
         readers = sorted(set(f1) & set(human_all))
         variant = {"protocol": protocol, "passages": "all"}
-        tau = kendall_tau([f1[r] for r in readers], [human_all[r]["accuracy"][0] for r in readers])
+        people = [human_all[reader]["accuracy"][0] for reader in readers]
+        tau = kendall_tau([f1[reader] for reader in readers], people)
         metrics.append({"variant": variant, "metric": "kendall_tau", "value": tau, "n": len(readers), "unit": "1"})
         for ties in TIES:
             for (one, other), (value, n) in agreement(human, by_passage, ties).items():

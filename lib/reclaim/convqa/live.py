@@ -23,7 +23,7 @@ def converse(
     The user's choices depend on the seed, the passage and the conversation's number, and on the answers.
     """
     talks = [(dialog, LiveUser(dialog, seed, number)) for number in range(conversations) for dialog in dialogs]
-    records = [
+    records: list[dict[str, Any]] = [
         {"model_name": name, "context": dialog.context, "dialog_id": dialog.id, "qas": []} for dialog, _ in talks
     ]
     histories: list[list[tuple[str, str]]] = [[] for _ in talks]

@@ -21,6 +21,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 from reclaim.convqa.coreference import Resolver, decide, resolved_question
 from reclaim.convqa.dialogs import Dialog
@@ -48,7 +50,7 @@ class Validity:
     background: bool = True
     window: int | None = COREF_WINDOW
     strict_names: bool = False
-    rewriter: object | None = None
+    rewriter: Any = None
 
 
 @dataclass(frozen=True)
@@ -105,18 +107,18 @@ def _lock_step(dialogs, reader, protocol, validity) -> list[AskedTurn]:
     for number in range(max(len(dialog.turns) for dialog in dialogs)):
         places = [place for place, state in enumerate(states) if number < len(state.dialog.turns)]
         planned = _plan([states[place] for place in places], number, protocol, validity)
-        asking = [(place, turn) for place, turn in zip(places, planned, strict=True) if turn.asked is not None]
+        asking = [(p, turn, turn.asked) for p, turn in zip(places, planned, strict=True) if turn.asked is not None]
         answers = reader.answer(
             [
-                Request(states[place].dialog, turn.asked, states[place].turns(protocol == "gold"))
-                for place, turn in asking
+                Request(states[place].dialog, asked, states[place].turns(protocol == "gold"))
+                for place, _, asked in asking
             ]
         )
         for place, turn in zip(places, planned, strict=True):
             if turn.asked is None:
                 done[place].append(turn)
-        for (place, turn), answer in zip(asking, answers, strict=True):
-            states[place].history.append((number, turn.asked, answer))
+        for (place, turn, asked), answer in zip(asking, answers, strict=True):
+            states[place].history.append((number, asked, answer))
             done[place].append(replace(turn, answer=answer))
     return [turn for each in done for turn in each]
 
@@ -125,9 +127,9 @@ def _plan(states: Sequence[_State], number: int, protocol: str, validity: Validi
     """What is asked at a turn in each dialog."""
     plain = []
     for state in states:
-        turn = state.dialog.turns[number]
-        plain.append(AskedTurn(state.dialog.id, turn.id, number, turn.question, None))
-    if protocol in ("gold", "pred"):
+        own = state.dialog.turns[number]
+        plain.append(AskedTurn(state.dialog.id, own.id, number, own.question, None))
+    if validity is None or protocol in ("gold", "pred"):
         return plain
     texts = [_texts(state, state.dialog.turns[number].question, validity) for state in states]
     # Equal texts have equal documents, and those are valid.
@@ -146,7 +148,7 @@ def _plan(states: Sequence[_State], number: int, protocol: str, validity: Validi
         if protocol == "rewrite_all":
             turn = replace(turn, action="rewritten", asked=_rewritten(documents[gold], gold, validity))
         elif invalid:
-            turn = _act(turn, states[place].dialog, protocol, lambda g=gold: _rewritten(documents[g], g, validity))
+            turn = _act(turn, states[place].dialog, protocol, partial(_rewritten, documents[gold], gold, validity))
         planned.append(turn)
     return planned
 
@@ -166,7 +168,8 @@ def _rewritten(document, text: CorefText, validity: Validity) -> str:
 
 def _texts(state: _State, question: str, validity: Validity) -> tuple[CorefText, CorefText]:
     background = state.dialog.background if validity.background else None
-    return tuple(coref_text(state.turns(gold), question, background, validity.window) for gold in (True, False))
+    gold, predicted = (coref_text(state.turns(each), question, background, validity.window) for each in (True, False))
+    return gold, predicted
 
 
 # -------------------------------------------------------------------------------------------------- the official files
@@ -202,7 +205,7 @@ def read_predictions(lines: Sequence[str], place: str) -> dict[str, str]:
 
 def modified_questions(dialogs: Sequence[Dialog], turns: Sequence[AskedTurn]) -> dict[str, dict[str, list]]:
     """The official record of what was done to questions, by the passage's number."""
-    record = {}
+    record: dict[str, dict[str, list]] = {}
     for number, dialog in enumerate(dialogs):
         own = [turn for turn in turns if turn.dialog == dialog.id]
         record[str(number)] = {

@@ -28,7 +28,7 @@ def ranking_rows(dialogs: Sequence[Dialog], runs: Runs) -> tuple[list[dict], lis
     halves = [{name: _half(runs[name]["live"], part) for name in names} for part in (0, 1)]
     live = {name: runs[name]["live"] for name in names}
     whole, halved = _accuracies(live), _accuracies(halves[1])
-    values: dict[str, tuple[list[float], Mapping[str, Mapping[str, float]]]] = {}
+    values: dict[str, tuple[list[float | None], Mapping[str, Mapping[str, float]]]] = {}
     for protocol in runs[names[0]]:
         if protocol != "live":
             scored = {name: score_run(dialogs, runs[name][protocol]) for name in names}
@@ -72,7 +72,7 @@ def _half(conversations: Sequence[Mapping[str, Any]], part: int) -> list[Mapping
     return chosen
 
 
-def _accuracies(live: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[float]:
+def _accuracies(live: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[float | None]:
     return [aggregate(own)[name]["accuracy"][0] if own else float("nan") for name, own in live.items()]
 
 

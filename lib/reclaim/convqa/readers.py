@@ -42,7 +42,8 @@ class OneByOne:
     """A `TurnReader` as a `BatchReader`. Dialogs must come one after the other (`batch_dialogs=1` of the protocols)."""
 
     def __init__(self, reader: TurnReader):
-        self.reader, self.current = reader, None
+        self.reader = reader
+        self.current: Dialog | None = None
 
     def answer(self, requests: Sequence[Request]) -> list[str]:
         answers = []

@@ -73,9 +73,10 @@ def _protocol_rows(scored: Sequence[Scored], turns: Sequence[AskedTurn], flagged
         yield {"metric": "predicted_unanswerable", "value": value, "n": len(said), "unit": "fraction"}
     judged = [turn for turn in turns if turn.invalid is not None]
     if judged:
-        value = sum(turn.invalid for turn in judged) / len(judged)
+        value = sum(turn.invalid is True for turn in judged) / len(judged)
         yield {"metric": "invalid_share", "value": value, "n": len(judged), "unit": "fraction"}
-        changed = sum(turn.asked != turn.gold_text.question for turn in judged) / len(judged)
+        asked = [turn.gold_text is not None and turn.asked != turn.gold_text.question for turn in judged]
+        changed = sum(asked) / len(asked)
         yield {"metric": "changed_questions", "value": changed, "n": len(judged), "unit": "fraction"}
     marked = [each.value for each in scored if each.question.id in flagged]
     if marked:
@@ -148,7 +149,7 @@ def shown_conversations(dialogs: Sequence[Dialog], runs: Runs) -> pd.DataFrame:
     Columns: reader, protocol, dialog, turn, asked, answer, action, truth, right (model F1 of at least one half; the
     oracle's own judgement live).
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     truths = {turn.id: turn.orig_answer for dialog in dialogs for turn in dialog.turns}
     for reader, done in runs.items():
         counts = dict.fromkeys((dialog.id for dialog in dialogs), 0)

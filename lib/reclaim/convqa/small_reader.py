@@ -78,9 +78,9 @@ class SmallReaderConfig(PreTrainedConfig):
 class ReaderOutput(ModelOutput):
     """start_logits, end_logits: (rows, 1 + words), -inf where no span may be; no_answer_logits: (rows,) or None."""
 
-    start_logits: torch.FloatTensor | None = None
-    end_logits: torch.FloatTensor | None = None
-    no_answer_logits: torch.FloatTensor | None = None
+    start_logits: torch.Tensor | None = None
+    end_logits: torch.Tensor | None = None
+    no_answer_logits: torch.Tensor | None = None
 
 
 class SmallReader(PreTrainedModel):
@@ -153,6 +153,7 @@ class SmallReader(PreTrainedModel):
 
     def decode(self, output: ReaderOutput, threshold: float | None = None) -> list[tuple[int, int]]:
         """The best span of each row, positions from 1, both inclusive; (0, 0) is no answer."""
+        assert output.start_logits is not None and output.end_logits is not None
         start, end = output.start_logits.log_softmax(-1)[:, 1:], output.end_logits.log_softmax(-1)[:, 1:]
         length = start.shape[1]
         reach = min(self.config.max_answer_length, length)
@@ -163,6 +164,7 @@ class SmallReader(PreTrainedModel):
         first, extra = place % length + 1, place // length
         if self.config.separate_head:
             limit = self.config.threshold if threshold is None else threshold
+            assert output.no_answer_logits is not None  # the separate head's
             none = output.no_answer_logits.sigmoid() >= limit
         else:
             none = output.start_logits.log_softmax(-1)[:, 0] + output.end_logits.log_softmax(-1)[:, 0] >= best

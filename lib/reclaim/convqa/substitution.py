@@ -29,7 +29,7 @@ def _targets(document: Sequence[str], clusters: Clusters) -> dict[Span, Span]:
     """Span to be replaced -> the head that replaces it."""
     heads: dict[Span, Span] = {}
     for cluster in clusters:
-        spans = _without_overlaps(sorted(tuple(span) for span in cluster))
+        spans = _without_overlaps(sorted((first, last) for first, last in cluster))
         head = next((span for span in spans if not _only_pronouns(document, span)), spans[0])
         for span in spans:
             if _text(document, head) not in _text(document, span):

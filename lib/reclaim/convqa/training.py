@@ -83,7 +83,7 @@ class Examples:
         """Let the reader answer some dialogs on its own history, for the batches on own predictions."""
         reader = SmallAnswerer(model, self.encoder)
         turns = run_protocol([self.dialogs[d] for d in chosen], reader, "pred")
-        self.answers = {turn.question: turn.answer for turn in turns}
+        self.answers = {turn.question: turn.answer for turn in turns if turn.answer is not None}
         self.answered = [(d, t) for d in chosen for t in range(len(self.dialogs[d].turns))]
         self.known = {key: example for key, example in self.known.items() if key[2] != "own"}
 
@@ -174,6 +174,6 @@ def best_threshold(model: SmallReader, encoder: Encoder, dev: Sequence[Dialog]) 
     for threshold in THRESHOLDS:
         model.config.threshold = threshold
         turns = run_protocol(dev, SmallAnswerer(model, encoder), "gold")
-        scored = score_questions(questions, {turn.question: turn.answer for turn in turns})
+        scored = score_questions(questions, {turn.question: turn.answer for turn in turns if turn.answer is not None})
         found[threshold] = corpus_scores(scored)["f1"][0]
     return max(found, key=lambda threshold: (found[threshold], -threshold))

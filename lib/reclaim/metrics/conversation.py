@@ -69,16 +69,16 @@ def tie_share(human: PerPassage, metric: PerPassage) -> tuple[float, float]:
     return shares[0], shares[1]
 
 
-def kendall_tau(left: Sequence[float], right: Sequence[float]) -> float:
+def kendall_tau(left: Sequence[float | None], right: Sequence[float | None]) -> float:
     """Kendall's tau-a: concordant minus discordant pairs over all pairs; NaN for fewer than two values."""
-    left, right = np.asarray(left, dtype=float), np.asarray(right, dtype=float)
-    first, second = np.triu_indices(len(left), 1)
+    x, y = np.asarray(left, dtype=float), np.asarray(right, dtype=float)
+    first, second = np.triu_indices(len(x), 1)
     if not len(first):
         return float("nan")
-    return float(np.mean(np.sign(left[first] - left[second]) * np.sign(right[first] - right[second])))
+    return float(np.mean(np.sign(x[first] - x[second]) * np.sign(y[first] - y[second])))
 
 
-def slope(metric: Sequence[float], accuracy: Sequence[float]) -> float:
+def slope(metric: Sequence[float | None], accuracy: Sequence[float | None]) -> float:
     """Least-squares slope of a metric on accuracy over readers; above 1 the metric exaggerates their differences."""
     x, y = np.asarray(accuracy, dtype=float), np.asarray(metric, dtype=float)
     spread = ((x - x.mean()) ** 2).sum()
