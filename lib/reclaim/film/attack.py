@@ -23,7 +23,7 @@ from reclaim.metrics import recovery
 
 PICKS = {"top1": 1, "oracle8": 8, "all": None}
 COVERED = 0.6
-OFFICIAL = {
+OFFICIAL: dict[str, dict[str, Any]] = {
     "official": {},
     "official_no_ban": {"no_repeat_ngram_size": None},
     "official_trigrams": {"no_repeat_ngram_size": 3},

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +24,9 @@ from reclaim.film.start_search import end_tokens, start_search
 from reclaim.metrics.recovery import cut
 from reclaim.seeding import derive
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 # Each attacker with its search: FILM as published, and the strongest reading with the better search.
 ATTACKERS = {"film": "official", "strongest": "per_start"}
 
@@ -35,8 +39,8 @@ class Knowledge:
     attacker's own texts; `max_length` tokens are the longest sentence it looks for.
     """
 
-    model: torch.nn.Module
-    tokenizer: object
+    model: PreTrainedModel
+    tokenizer: Any
     ends: Sequence[int]
     hidden_norm: float
     max_length: int
@@ -78,7 +82,8 @@ def eavesdrop(client, defence: Defence, texts: Sequence[str], known: Knowledge, 
     generator = torch.Generator().manual_seed(derive(seed, "noise"))
     sent = sent_gradients(client, ids, mask, defence, generator)
     if words in sent:
-        options = {"num_targets": num_targets, "hidden_norm": known.hidden_norm, "size": size, "add": known.ends}
+        options: dict[str, Any] = {"num_targets": num_targets, "hidden_norm": known.hidden_norm}
+        options |= {"size": size, "add": known.ends}
         rules = {"film": "scaled", "strongest": "size"}
         return {attacker: read_bag(sent[words], rule, **options) for attacker, rule in rules.items()}
     bag = span_bag(residuals(client, sent, known), CUTS[torch.float32])

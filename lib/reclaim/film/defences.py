@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,9 @@ from reclaim.optim import MeZO
 from reclaim.pretrain import TokenRows
 from reclaim.seeding import derive
 from reclaim.train import Recipe, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DEFENCES = ("none", "prune", "dp", "freeze", "lora", "mezo")
 LORA_TARGETS = ["c_attn"]
@@ -63,7 +67,7 @@ class Defence:
             expected = {"prune": "a share in [0, 1)", "dp": "a number >= 0"}.get(self.name, "a whole number from 1")
             raise InputError(f"strength of the defence {self.name}", repr(self.strength), expected)
 
-    def protect(self, model: nn.Module, seed: int) -> nn.Module:
+    def protect(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
         """Fix in place what of the model is trained and sent, and give it; `seed` is of LoRA's start."""
         if self.name == "freeze":
             for part in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -110,7 +114,7 @@ def _private_gradients(model, ids, mask, defence: Defence, generator: torch.Gene
     """Clip each sentence's gradient, add noise to the sum, divide by the number of sentences."""
     total: Gradients = {}
     for gradients in sentence_gradients(model, ids, mask):
-        square = sum(part.flatten(1).square().sum(1) for part in gradients.values())
+        square = reduce(torch.add, (part.flatten(1).square().sum(1) for part in gradients.values()))
         scale = (defence.max_grad_norm / square.sqrt().clamp(min=1e-12)).clamp(max=1.0)
         for name, part in gradients.items():
             clipped = torch.einsum("n,n...->...", scale, part)
@@ -122,7 +126,9 @@ def _private_gradients(model, ids, mask, defence: Defence, generator: torch.Gene
     return total
 
 
-def sentence_gradients(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, chunk: int = 32) -> Iterator[Gradients]:
+def sentence_gradients(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, chunk: int = 32
+) -> Iterator[Gradients]:
     """The gradient of each sentence's mean loss, `chunk` sentences at a time: name -> (sentences, *parameter's shape)."""
     trained = {name: part.detach() for name, part in model.named_parameters() if part.requires_grad}
     length = ids.shape[1]
@@ -179,16 +185,17 @@ def train_client(
     `recipe` has the keys of `reclaim.train.Recipe`, `num_train_epochs` in place of the steps. MeZO takes its `learning_rate`
     at a constant rate, by plain descent, and `eps`; `options` go to `reclaim.train.train` in all other cases.
     """
-    recipe = epoch_recipe(recipe, len(rows), f"film recipe of the defence {defence.name}")
-    take = epoch_batches(len(rows), recipe.per_device_train_batch_size, derive(seed, "client"))
+    used = epoch_recipe(recipe, len(rows), f"film recipe of the defence {defence.name}")
+    take = epoch_batches(len(rows), used.per_device_train_batch_size, derive(seed, "client"))
     device = next(model.parameters()).device
 
     def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return tuple(tensor.to(device) for tensor in rows.take(take(step)[1]))
+        ids, mask = rows.take(take(step)[1])
+        return ids.to(device), mask.to(device)
 
     if defence.name == "mezo":
-        _train_by_scalars(model, batch, recipe, defence, seed, eps)
-        return recipe
+        _train_by_scalars(model, batch, used, defence, seed, eps)
+        return used
 
     def loss(micro_batch) -> tuple[torch.Tensor, int]:
         step, ids, mask = micro_batch
@@ -197,14 +204,14 @@ def train_client(
         count = int(mask[:, 1:].sum())
         return _with_gradients(model, gradients) * count, count
 
-    train(model, lambda step: [(step, *batch(step))], loss, recipe, seed=seed, **options)
-    return recipe
+    train(model, lambda step: [(step, *batch(step))], loss, used, seed=seed, **options)
+    return used
 
 
 def _with_gradients(model: nn.Module, gradients: Gradients) -> torch.Tensor:
     """A scalar whose gradient is the given one: how what was sent reaches the optimiser through the one loop."""
     named = dict(model.named_parameters())
-    return sum((named[name] * gradient).sum() for name, gradient in gradients.items())
+    return reduce(torch.add, ((named[name] * gradient).sum() for name, gradient in gradients.items()))
 
 
 def _train_by_scalars(
@@ -216,4 +223,8 @@ def _train_by_scalars(
     with torch.inference_mode():
         for step in range(recipe.num_train_steps):
             ids, mask = batch(step)
-            optimizer.step(lambda ids=ids, mask=mask: client_loss(model, ids, mask)[0])
+            optimizer.step(partial(_loss, model, ids, mask))
+
+
+def _loss(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return client_loss(model, ids, mask)[0]

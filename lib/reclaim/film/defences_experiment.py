@@ -13,8 +13,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -30,6 +31,9 @@ from reclaim.io import read_json, write_json
 from reclaim.metrics import recovery
 from reclaim.models import load, load_tokenizer
 from reclaim.seeding import derive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 OWN_TEXT = 64  # public sentences on which the attacker measures the norm of hidden states
 Rows = list[dict[str, Any]]
@@ -60,8 +64,8 @@ def run(
     job = _Job(spec, seed, data, device, state_dir)
     parts: dict[str, Callable[[], Rows]] = {}
     for defence in defences(spec["defences"]):
-        parts[f"attack {defence.name} {defence.strength}"] = lambda defence=defence: job.attack(defence)
-        parts[f"utility {defence.name} {defence.strength}"] = lambda defence=defence: job.utility(defence)
+        parts[f"attack {defence.name} {defence.strength}"] = partial(job.attack, defence)
+        parts[f"utility {defence.name} {defence.strength}"] = partial(job.utility, defence)
     optional = {"span": job.span, "average": job.average, "candidates": job.candidates, "rivals": job.rivals}
     parts |= {name: part for name, part in optional.items() if name in spec}
     rows, costs = job.untrained(), []
@@ -155,7 +159,7 @@ class _Job:
         )
         return texts, letters
 
-    def client(self, defence: Defence, folder: Path | None = None) -> torch.nn.Module:
+    def client(self, defence: Defence, folder: Path | None = None) -> PreTrainedModel:
         """The attacked model, or that of another folder, under a defence."""
         model = load(folder or self.attacked, "causal").to(self.device)
         return defence.protect(model, derive(self.seed, "protect"))

@@ -150,7 +150,9 @@ class _Record:
     """Collects the rows of a stage (variant, metric, item, value) and the texts that were found."""
 
     def __init__(self, **keys: Any):
-        self.keys, self.rows, self.texts = keys, [], []
+        self.keys = keys
+        self.rows: list[Any] = []
+        self.texts: list[Any] = []
 
     def add(self, variant: Mapping[str, Any], item: str, values: Mapping[str, float]) -> None:
         text = variant_json({**self.keys, **variant})

@@ -222,7 +222,7 @@ def _fine(tokenizer, ids: list[int], value: float, score: _Score, options: Reord
     swaps = insertions = None
     unimproved = 0
     for _ in range(options.fine_steps):
-        if swaps is None:
+        if swaps is None or insertions is None:
             ends = [place for place, token in enumerate(ids) if token == tokenizer.eos_token_id]
             swaps = sequences(pairs(len(ids), ends, ordered=False), rng)
             insertions = sequences(pairs(len(pool), ends, ordered=True), rng)

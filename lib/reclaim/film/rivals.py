@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reclaim.errors import InputError
 from reclaim.film.gradients import embedding_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DISTANCES = ("l2", "l2_l1", "cosine")
 
@@ -90,7 +95,7 @@ def match_gradient(
 class _Search:
     """The objective on dummy `embeddings` (tokens, width) and `labels` (tokens, vocabulary), logits; row 0 has no place."""
 
-    def __init__(self, model: nn.Module, gradients: Mapping[str, torch.Tensor], settings: Matching):
+    def __init__(self, model: PreTrainedModel, gradients: Mapping[str, torch.Tensor], settings: Matching):
         left_out = embedding_names(model)[0]
         named = {name: part for name, part in model.named_parameters() if name in gradients and name != left_out}
         self.model, self.settings = model, settings
@@ -106,10 +111,13 @@ class _Search:
         for _ in range(self.settings.num_starts):
             embeddings = torch.randn(length, width, generator=generator) * self.table.std().cpu()
             labels = torch.randn(length, vocab_size, generator=generator)
-            dummy = tuple(part.to(self.table.device).requires_grad_() for part in (embeddings, labels))
+            device = self.table.device
+            dummy = embeddings.to(device).requires_grad_(), labels.to(device).requires_grad_()
             value = float(self.score(*dummy)) if self.settings.num_starts > 1 else 0.0
             if value < least:
                 best, least = dummy, value
+        if best is None:
+            raise InputError("gradient matching", "no start with a finite distance", "a gradient without NaN")
         return best
 
     def objective(self, embeddings: torch.Tensor, labels: torch.Tensor, create_graph: bool = False) -> torch.Tensor:
@@ -128,9 +136,9 @@ class _Search:
         if self.settings.distance == "cosine":
             cosines = [F.cosine_similarity(a.flatten(), b.flatten(), dim=0) for a, b in pairs]
             return 1 - torch.stack(cosines).mean()
-        value = sum((a - b).square().sum() for a, b in pairs)
+        value = reduce(torch.add, ((a - b).square().sum() for a, b in pairs))
         if self.settings.distance == "l2_l1":
-            value = value + self.settings.l1_weight * sum((a - b).abs().sum() for a, b in pairs)
+            value = value + self.settings.l1_weight * reduce(torch.add, ((a - b).abs().sum() for a, b in pairs))
         return value
 
     def score(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -65,8 +65,6 @@ def average_scalars(model: nn.Module, messages: Sequence[Message], name: str) ->
 
     Costs one draw of all parameters up to that one for each message. Raises InputError for an unknown name and for no message.
     """
-    if not messages:
-        raise InputError("average_scalars", "no message", "at least one")
     total = None
     for message in messages:
         drawn = next((z for found, z in direction(model, message.seed) if found == name), None)
@@ -74,6 +72,8 @@ def average_scalars(model: nn.Module, messages: Sequence[Message], name: str) ->
             raise InputError("average_scalars(name=...)", repr(name), "the name of a trainable parameter")
         part = drawn * message.projected_grad
         total = part if total is None else total.add_(part)
+    if total is None:
+        raise InputError("average_scalars", "no message", "at least one")
     return total / len(messages)
 
 
@@ -88,7 +88,7 @@ def draw_average(
     large to simulate; it is no attack, as it starts from the gradient.
     """
     norm = math.sqrt(sum(float(part.double().square().sum()) for part in gradients.values()))
-    rng = np.random.default_rng(torch.randint(2**62, (), generator=generator).item())
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     square = float(rng.chisquare(num_scalars))
     noise = {key: torch.randn(part.shape, generator=generator).to(part.device) for key, part in gradients.items()}
     along = sum(float((noise[key].double() * part.double()).sum()) for key, part in gradients.items()) / norm**2

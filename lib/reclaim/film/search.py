@@ -207,9 +207,9 @@ class _Candidates:
         options = self.options
         scores = decoder.log_probs(group.rows, self.columns)
         if options.counts_known:
-            beams = len(group.tokens)
-            used = torch.zeros(beams, self.vocab_size, dtype=torch.long, device=scores.device)
-            flat = group.tokens.view(beams, -1)
+            num_beams = len(group.tokens)
+            used = torch.zeros(num_beams, self.vocab_size, dtype=torch.long, device=scores.device)
+            flat = group.tokens.view(num_beams, -1)
             used.scatter_add_(1, flat, torch.ones_like(flat))
             scores = scores.masked_fill((used[:, self.columns] >= self.counts)[:, None], -torch.inf)
         scores = scores.masked_fill((group.lengths >= self.length)[..., None], -torch.inf)
@@ -298,7 +298,9 @@ class _Decoder:
     def __init__(self, model, height: int):
         self.model, self.height = model, height
         self.cache = DynamicCache()
-        self.logits = self.norms = self.real = None
+        self.logits: torch.Tensor
+        self.norms: torch.Tensor
+        self.real: torch.Tensor
 
     def begin(self, tokens: torch.Tensor) -> None:
         self._run(tokens[:, None])

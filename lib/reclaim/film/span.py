@@ -16,11 +16,15 @@ Only GPT-2's form of decoder is known here: word plus position embedding, a Laye
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from reclaim.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ATTENTION = "transformer.h.0.attn.c_attn"
 # A residual is 0 for a word of the batch, up to the rounding of the gradient, and of the order of sqrt(1 - rank / width) for
@@ -56,7 +60,7 @@ def span_basis(gradient: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def span_residuals(
-    model: nn.Module,
+    model: PreTrainedModel,
     basis: torch.Tensor,
     num_positions: int,
     adapter: torch.Tensor | None = None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,12 +32,15 @@ from reclaim.film.span import CUTS, span_sentence
 from reclaim.metrics.recovery import bag_scores
 from reclaim.seeding import derive
 
-LoadClient = Callable[[Defence], torch.nn.Module]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LoadClient = Callable[[Defence], "PreTrainedModel"]
 Rows = list[dict[str, Any]]
 
 
 def mean_row(
-    variant: Mapping[str, Any], metric: str, values: Sequence[float], unit: str = "fraction"
+    variant: Mapping[str, Any], metric: str, values: Sequence[float] | np.ndarray, unit: str = "fraction"
 ) -> dict[str, Any]:
     """A metric row with the mean of some values."""
     return {"variant": dict(variant), "metric": metric, "value": float(np.mean(values)), "n": len(values), "unit": unit}
@@ -120,7 +123,8 @@ def average_rows(spec: Mapping[str, Any], known: Knowledge, batches: Sequence[Se
     `bag_f1`; `scalars_needed`; `scalar_gap`, the root mean square difference of the messages from the derivative along
     their directions, as a share of the gradient's norm; `bag_f1` of a random bag.
     """
-    model, found, gaps, needed = known.model, {}, [], []
+    model, gaps, needed = known.model, [], []
+    found: dict[Any, list[float]] = {}
     words, size = embedding_names(model)[0], len(batches[0])
     base = {"defence": "mezo", "strength": 1, "batch_size": size}
     for number, batch in enumerate(batches):

@@ -66,10 +66,10 @@ def _attack_against_utility(tables: SystemTables) -> Exhibit:
     }
     panels = []
     for attacker, title in ATTACKERS.items():
-        found = where(metrics["excess_rouge_L"], attacker=attacker)
+        read = where(metrics["excess_rouge_L"], attacker=attacker)
         series = []
         for defence in dict.fromkeys(name for name, _ in gains):
-            arms = group(where(found, defence=defence), _arm)
+            arms = group(where(read, defence=defence), _arm)
             points = {mean_interval(gains[arm].values())[0]: by_seed(arms[arm], 100) for arm in arms}
             series.append(Series(DEFENCES[defence][0], {x: points[x] for x in sorted(points)}))
         panels.append(Panel(title, "points beyond a decoy", series, [("nothing read", 0.0)]))

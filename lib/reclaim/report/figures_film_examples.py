@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -79,10 +80,11 @@ def _compared(true: str, found: str) -> tuple[Words, Words]:
             i += 1
         else:
             j += 1
-    return tuple(
+    marked_left, marked_right = (
         [(word, n in places) for n, word in enumerate(side)]
         for side, places in zip((left, right), matched, strict=True)
     )
+    return marked_left, marked_right
 
 
 def _marked(words: Words) -> str:
@@ -115,7 +117,8 @@ def _examples_plot(records: Sequence[Record]) -> str:
         axes.set_xlim(0, LINE + 8)
         axes.set_ylim(len(lines) + 0.5, -0.5)
         for place, (label, words, is_head) in enumerate(lines):
-            font = {"fontsize": 7.2, "va": "center", "family": "DejaVu Sans" if is_head else "DejaVu Sans Mono"}
+            font: dict[str, Any] = {"fontsize": 7.2, "va": "center"}
+            font["family"] = "DejaVu Sans" if is_head else "DejaVu Sans Mono"
             axes.text(0, place, label, color=MUTED, **font)
             column = 0 if is_head else 6
             for word, match in words:
