@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from reclaim.errors import InputError
 from reclaim.seeding import derive
 
 GoodProbability = Callable[[Sequence[str], Sequence[str]], Any]
@@ -123,8 +124,10 @@ def decode(
     **options: Any,
 ) -> list[str]:
     """Replies as an arm asks for: `{}` plainly, `{rerank: n}` the best of n, `{pacer: share}` with the judge at some steps."""
-    if "rerank" in how:
-        return rerank(model, tokenizer, prompts, good, samples=how["rerank"], seed=seed, **options)
-    if "pacer" in how:
+    if "rerank" in how or "pacer" in how:
+        if good is None:
+            raise InputError("decoding", f"{dict(how)} without a judge", "the probability that a reply is good")
+        if "rerank" in how:
+            return rerank(model, tokenizer, prompts, good, samples=how["rerank"], seed=seed, **options)
         options["processors"] = lambda part: [Pacer(tokenizer, part, good, seed, share=how["pacer"])]
     return reply(model, tokenizer, prompts, seed=seed, **options)

@@ -154,7 +154,7 @@ class _Study:
         """The model of a folder, with its second head if it is a DIRECTOR."""
         if "director_gamma" not in read_json(folder / "config.json"):
             return models.load(folder, self.family).to(self.device)
-        base = type(models.load(self.folder, self.family))
+        base: Any = type(models.load(self.folder, self.family))
         return director_class(base).from_pretrained(str(folder), local_files_only=True).to(self.device).eval()
 
     def _language_model(self) -> Path:
@@ -245,6 +245,8 @@ class _Study:
         return found
 
     def _start_folder(self, start: str) -> Path:
+        if self.previous is None:
+            raise InputError("previous", "None", f"the folder that iteration {self.iteration - 1} left")
         folder = self.previous / "models" / start
         if not folder.exists():
             known = sorted(path.name for path in (self.previous / "models").iterdir())

@@ -239,7 +239,7 @@ class _LinearCringe(torch.autograd.Function):
             for tensor, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         ]
         # Under autocast the hidden states are of a smaller type than the weights.
-        table, offset = (None if tensor is None else tensor.to(hidden.dtype) for tensor in (weight, bias))
+        table, offset = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         ce_sum = hidden.new_zeros((), dtype=torch.float32)
         ct_sum = ce_sum.clone()
         for start in range(0, len(hidden), chunk_rows):

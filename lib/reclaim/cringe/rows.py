@@ -48,7 +48,9 @@ class Rows:
             used = (found["labels"] != IGNORED).any(dim=0).nonzero()
             replies = int(used.max()) + 1 if len(used) else 1
         widths = {"input_ids": width, "attention_mask": width}
-        cut = {name: None if v is None else v[:, : widths.get(name, replies)] for name, v in found.items()}
+        cut: dict[str, Any] = {
+            name: None if v is None else v[:, : widths.get(name, replies)] for name, v in found.items()
+        }
         return Rows(**cut)
 
     def to(self, device: torch.device | str) -> Rows:
