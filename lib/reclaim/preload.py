@@ -28,7 +28,7 @@ import socket
 import struct
 import sys
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # A parent that has not taken the job by then is given up, and the job runs as a plain process.
 START_SECONDS = 300.0
@@ -232,7 +232,7 @@ def _follow(connection: socket.socket, run: list) -> str | None:
     sys.stderr.flush()
     request = _request(run)
     started = None
-    handlers: dict[int, object] = {}
+    handlers: dict[int, Any] = {}
     passed: list[int] = []
     try:
         connection.settimeout(START_SECONDS)
@@ -283,7 +283,7 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     return data
 
 
-def _pass_signals_on(connection: socket.socket, handlers: dict[int, object], passed: list[int]) -> None:
+def _pass_signals_on(connection: socket.socket, handlers: dict[int, Any], passed: list[int]) -> None:
     """Send each signal on as one byte and note it in `passed`; keep the handlers that were there in `handlers`."""
 
     def forward(number, frame):

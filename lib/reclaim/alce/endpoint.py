@@ -72,7 +72,8 @@ class EndpointGenerator:
         """Texts of prompts; those that the file of answers has are not asked for."""
         bodies = [self._body(prompt, self.room(prompt), key, stop) for prompt, key in zip(prompts, keys, strict=True)]
         names = [None if body is None else _name(body, key) for body, key in zip(bodies, keys, strict=True)]
-        missing = {name: body for name, body in zip(names, bodies, strict=True) if name and name not in self._known}
+        missing = {name: body for name, body in zip(names, bodies, strict=True) if name and body is not None}
+        missing = {name: body for name, body in missing.items() if name not in self._known}
         with ThreadPoolExecutor(max_workers=self.concurrency) as pool:
             tasks = [pool.submit(self._ask_and_keep, name, body) for name, body in missing.items()]
             try:

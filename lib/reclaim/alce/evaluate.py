@@ -158,8 +158,8 @@ def evaluate(
     if "mauve" in measures and encode is not None:
         outputs = [fluency_text(item["question"], text) for item, text in zip(cleaned, plain, strict=True)]
         references = [fluency_text(item["question"], item["answer"]) for item in cleaned]
-        value = mauve(outputs, references, encode, seed)
-        rows.append({"metric": "mauve", "value": value, "n": len(items), "unit": "fraction"})
+        likeness = mauve(outputs, references, encode, seed)
+        rows.append({"metric": "mauve", "value": likeness, "n": len(items), "unit": "fraction"})
     return Evaluation(rows, scores, answers, dataset, mode, split.name)
 
 

@@ -81,9 +81,9 @@ def run(
         with clock("encoder"):
             encode = RememberingEncoder(prepare_encoder(spec["encoder"], shop))
     with clock("retrieval"):
-        options = {"data": data, "passages": passages, "world": seed, "encode": encode, "judge": exact or judge}
+        options: dict[str, Any] = {"data": data, "passages": passages, "encode": encode, "judge": exact or judge}
         documents = retrieve(
-            spec["retrievers"], items, **options, device=device, state_dir=state_dir, progress=progress
+            spec["retrievers"], items, **options, world=seed, device=device, state_dir=state_dir, progress=progress
         )
         for name, each in documents.items():
             rows = retrieval_rows(items, each, exact or judge)
@@ -151,7 +151,8 @@ class Clock:
     """Seconds of the parts of a job, summed up by name."""
 
     def __init__(self, task: str):
-        self.task, self.seconds = task, {}
+        self.task = task
+        self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -175,7 +176,7 @@ def _arm_rows(answered: Answered, desk: Desk, measures: Sequence[str] | None) ->
     judged: dict[str, Evaluation] = {}
     for name, judge in (("model", desk.judge), ("exact", desk.exact)):
         for scoring in SCORINGS if judge is not None else ():
-            chosen = wanted
+            chosen: Sequence[str] = wanted
             if name == "exact":
                 chosen = [measure for measure in wanted if measure in JUDGED]
             elif scoring == "strict":
@@ -191,7 +192,7 @@ def _arm_rows(answered: Answered, desk: Desk, measures: Sequence[str] | None) ->
             if scoring == "legacy":
                 judged[name] = found
                 yield from _item_rows(answered, found, key)
-    if "exact" in judged:
+    if desk.exact is not None:
         yield from _agreement_rows(judged["model"], desk.exact, {**variant, "judge": "model", "scoring": "legacy"})
 
 

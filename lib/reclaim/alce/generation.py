@@ -76,10 +76,10 @@ class ModelGenerator:
         starts = range(0, len(order), self.batch_size)
         for start in self.progress(starts) if len(starts) > 1 else starts:
             rows = order[start : start + self.batch_size]
-            found = self._generate(
+            written = self._generate(
                 [prompts[row] for row in rows], min(rooms[row] for row in rows), [keys[row] for row in rows]
             )
-            for row, text in zip(rows, found, strict=True):
+            for row, text in zip(rows, written, strict=True):
                 texts[row] = _cut(text, stop)
         return texts
 

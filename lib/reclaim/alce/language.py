@@ -132,8 +132,16 @@ def make_language(tokenizer) -> Language:
         classes[token], numbers[token] = NUMBER, number
     pieces = {name: last(text) for name, text in PIECES.items()}
     refusal = tokenizer(f" {NO_ANSWER}", add_special_tokens=False)["input_ids"]
-    lists = [tuple(map(int, each)) for each in (words, classes, numbers, spaced, plain, digits)]
-    return Language(*lists, pieces, tuple(refusal))
+    return Language(
+        words=tuple(words.tolist()),
+        classes=tuple(classes.tolist()),
+        numbers=tuple(numbers.tolist()),
+        spaced=tuple(spaced),
+        plain=tuple(plain),
+        digits=tuple(digits),
+        pieces=pieces,
+        refusal=tuple(refusal),
+    )
 
 
 @dataclass
@@ -209,4 +217,5 @@ def config_of(language: Language) -> dict[str, Any]:
 
 def language_of(values: dict[str, Any]) -> Language:
     """The language that a config holds."""
-    return Language(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return Language(**fields)

@@ -190,5 +190,5 @@ def train_entailment(
         found = model(**{name: ids.to(device) for name, ids in inputs.items()}, labels=wanted.to(device))
         return found.loss * len(wanted), len(wanted)
 
-    options = {"state_path": state_path, "run": run, "progress": progress}
+    options: dict[str, Any] = {"state_path": state_path, "run": run, "progress": progress}
     return train(model, batches, loss_function, recipe, seed=seed, **options)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from reclaim.errors import InputError
 from reclaim.metrics.citations import AskJudge, document_text
 from reclaim.metrics.qa import normalize_answer
 
@@ -61,6 +62,8 @@ def answers_found(
     Short answers are searched for in the normalised title and text; claims are put to the `judge`.
     """
     if "claims" in item:
+        if judge is None:
+            raise InputError("answers_found(judge=...)", "None", "a judge, for an item with claims")
         return claims_found([item], [documents], judge)[0]
     aliases = [pair["short_answers"] for pair in item["qa_pairs"]] if "qa_pairs" in item else item["answers"]
     texts = [normalize_answer(f"{document['title']} {document['text']}") for document in documents]

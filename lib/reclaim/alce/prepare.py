@@ -73,7 +73,7 @@ def prepare_encoder(spec: Mapping[str, Any], shop: Workshop) -> TextEncoder:
     if spec["source"] == "scratch":
         from reclaim.alce.bag_encoder import PREFIX, build_bag_encoder, train_bag_encoder
 
-        sizes = {"num_names": shop.num_names, "num_types": shop.num_types}
+        sizes: dict[str, Any] = {"num_names": shop.num_names, "num_types": shop.num_types}
         folder = shop.make(
             "encoder",
             lambda tokenizer, _, seed: build_bag_encoder(tokenizer, seed, spec["hidden_size"]),
@@ -124,11 +124,14 @@ def _closed_book(spec: Mapping[str, Any], shop: Workshop) -> Path:
     from reclaim.alce.closed_book import build_closed_book
     from reclaim.alce.pointer_training import train_closed_book
 
+    world = shop.world
+    if world is None:
+        raise InputError("closed_book: source", "scratch", "a model, for questions that are not of the world")
     config = {"num_things": shop.num_types, **spec.get("config", {})}
     return shop.make(
         "closed_book",
         lambda tokenizer, language, seed: build_closed_book(tokenizer, seed, language, **config),
-        lambda model, seed, **options: train_closed_book(model, shop.world, spec["training"], seed, **options),
+        lambda model, seed, **options: train_closed_book(model, world, spec["training"], seed, **options),
     )
 
 

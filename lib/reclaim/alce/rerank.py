@@ -68,12 +68,12 @@ def by_official_score(
     chosen = []
     for outputs, sizes in zip(candidates, counts, strict=True):
         best, answer = 0.0, ""
-        for output, (asked, statements) in zip(outputs, sizes, strict=True):
-            values = [next(found) for _ in range(asked)]
+        for output, (num_asked, num_statements) in zip(outputs, sizes, strict=True):
+            values = [next(found) for _ in range(num_asked)]
             if score == "discrete":
                 values = [float(value > 0.5) for value in values]
-            if statements and sum(values) / statements > best:
-                best, answer = sum(values) / statements, output
+            if num_statements and sum(values) / num_statements > best:
+                best, answer = sum(values) / num_statements, output
         chosen.append(answer)
     return chosen
 

@@ -60,6 +60,8 @@ def retrieve(
         elif source == "oracle":
             size = entry.get("size", 5)
             found[name] = oracle(items, found[entry["of"]], judge, size)
+        elif passages is None:
+            raise InputError(f"retriever {name}", f"source {source!r} without `passages`", "a data set of passages")
         else:
             if source == "index":
                 folder = data[entry["index"]]

@@ -33,7 +33,7 @@ from reclaim.alce.judge import CachedJudge
 from reclaim.alce.post_hoc import cite_post_hoc
 from reclaim.alce.prompts import Item, PromptSettings, build_prompts, load_prompts
 from reclaim.alce.rerank import by_official_score, by_recall
-from reclaim.alce.search import EncoderSearch, TfidfSearch
+from reclaim.alce.search import EncoderSearch, Search, TfidfSearch
 from reclaim.alce.world_data import add_short_texts, world_demos
 from reclaim.errors import InputError
 from reclaim.io import read_json, write_json
@@ -185,7 +185,7 @@ class Desk:
             keys=[f"{name}/{item['id']}" for item in items],
         )
 
-    def _search(self, documents: Sequence[Item]):
+    def _search(self, documents: Sequence[Mapping[str, Any]]) -> Search:
         """GTR's place within the documents of a question: the job's encoder, or TF-IDF where there is none."""
         return TfidfSearch(documents) if self.encode is None else EncoderSearch(documents, self.encode)
 

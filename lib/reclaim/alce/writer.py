@@ -88,7 +88,7 @@ class FactWriter(PreTrainedModel, GenerationMixin):
     (rows, words); `decide_number` (rows, documents + 1), column n being document n.
     """
 
-    config_class = WriterConfig
+    config_class: type = WriterConfig
     base_model_prefix = "writer"
 
     def __init__(self, config: WriterConfig):
