@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,6 @@ def finetune_mezo(
             rows = [train_rows[row] for row in take(step)[1]]
             batch = parallel.share(rows, "recipes.*: the rows of a batch")
             part = problem.size(batch) / problem.size(rows)
-            optimizer.step(lambda batch=batch: problem.objective(batch))
+            optimizer.step(partial(problem.objective, batch))
             if watch.due(step + 1):
                 watch.after(step + 1)

@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -52,7 +52,7 @@ class Job:
     def __init__(self, snakemake: Any, terminal: TextIO):
         self.snakemake = snakemake
         self.terminal = terminal
-        self.counts = {"tokens": 0, "steps": 0}
+        self.counts: dict[str, float] = {"tokens": 0, "steps": 0}
 
     def device(self):
         """The `torch.device` this job may use; waits for a GPU if the rule asks for one (see `reclaim.device`)."""
@@ -338,7 +338,7 @@ def progress(iterable: Iterable, total: int | None = None, desc: str = "", strea
     `total` is `len(iterable)` where it is not given. Lines come every half minute.
     """
     stream = stream or sys.stderr
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     if stream.isatty():
         from tqdm import tqdm

@@ -125,7 +125,7 @@ def pack(
     left_over: list[int] = []
     with tempfile.TemporaryFile() as file:
 
-        def write(rows: Iterable[Sequence[int]]) -> None:
+        def write(rows: Iterable[Sequence[int] | np.ndarray]) -> None:
             for row in rows:
                 lengths.append(len(row))
                 file.write(np.asarray(row, dtype=np.int32).tobytes())
@@ -214,7 +214,8 @@ def pretrain_causal(model, rows: TokenRows, recipe: Recipe, *, seed: int, **opti
 
     def batches(step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for _, part in take(step):
-            yield tuple(tensor.to(device) for tensor in rows.take(part))
+            ids, mask = rows.take(part)
+            yield ids.to(device), mask.to(device)
 
     def loss(batch) -> tuple[torch.Tensor, int]:
         ids, mask = batch

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def build_optimizer(parameters: Sequence[torch.nn.Parameter], recipe: Recipe) ->
 
     It is decoupled, but in "adam", where it is part of the gradient (an L2 penalty).
     """
-    settings = {"lr": recipe.learning_rate, "betas": recipe.adam_betas, "eps": recipe.adam_epsilon}
+    settings: dict[str, Any] = {"lr": recipe.learning_rate, "betas": recipe.adam_betas, "eps": recipe.adam_epsilon}
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(parameters, weight_decay=recipe.weight_decay, fused=True, **settings)
     if recipe.optimizer == "adam":
@@ -102,7 +102,7 @@ def build_optimizer(parameters: Sequence[torch.nn.Parameter], recipe: Recipe) ->
 
 def train(
     model: torch.nn.Module,
-    batches: Callable[[int], Sequence[Any]],
+    batches: Callable[[int], Iterable[Any]],
     loss_function: LossFunction,
     recipe: Recipe,
     *,
@@ -161,8 +161,8 @@ def train(
                     total, count = total + loss.item(), count + predictions
                 passes += 1
             if parallel.world_size() > 1:
-                total, count, passes = parallel.sums([total, count, passes], device)
-                count, passes = int(count), int(passes)
+                total, *counts = parallel.sums([total, count, passes], device)
+                count, passes = map(int, counts)
                 parallel.sum_gradients(parameters)
             history.forward_passes += passes
             if count:

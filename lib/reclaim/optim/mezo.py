@@ -266,10 +266,12 @@ class MeZO:
 
     def _probe_just_in_time(self, direction: Direction, closure: Closure, restore: bool) -> tuple[float, float]:
         """The same two losses; no stored weight is written, so there is nothing to restore."""
+        just_in_time = self._just_in_time
+        assert just_in_time is not None  # or the other probe is taken
         try:
-            with self._just_in_time.perturbed(direction, self.eps):
+            with just_in_time.perturbed(direction, self.eps):
                 plus = self._loss(closure)
-            with self._just_in_time.perturbed(direction, -self.eps):
+            with just_in_time.perturbed(direction, -self.eps):
                 return plus, self._loss(closure)
         except BaseException:
             self._interrupted = False
@@ -329,6 +331,7 @@ class MeZO:
                         grad = torch.mul(z, g, out=self.scratch.take("grad", stop - start, z.dtype, z.device))
                     else:
                         grad.add_(z, alpha=g)
+                assert grad is not None  # of at least one direction
                 if w.dtype == grad.dtype:
                     self._descend(w, grad, index, start, stop, learning_rate)
                 else:

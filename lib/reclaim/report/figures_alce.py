@@ -8,6 +8,7 @@ import base64
 import math
 import struct
 from collections.abc import Sequence
+from functools import partial
 
 from reclaim.report.accuracy import HOW, arms_exhibit, mean_text
 from reclaim.report.figures import Exhibit, Panel, Series, fixed, line_plot, mean_interval
@@ -113,7 +114,7 @@ def _systems(tables: SystemTables, experiment: str) -> list[Exhibit]:
                 f"Statements whose citations support them, by {judged}." if not place else "Answers found in the text.",
                 score=score,
                 colour=lambda record: 2 if record.keys["system"] in ("random_pick", "shuffled") else 0,
-                paper=lambda record, column=column: _paper(record, column),
+                paper=partial(_paper, column=column),
                 paper_label="paper (ChatGPT)",
             )
         )
