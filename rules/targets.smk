@@ -28,10 +28,10 @@ rule fetch:
 rule fetch_size:
     log:
         f"{RESULTS}/logs/fetch_size.log",
+    localrule: True
     conda:
         "../envs/data.yaml"
     params:
         specs=fetch_specs(RUN),
-    localrule: True
     script:
         "../scripts/fetch_size.py"

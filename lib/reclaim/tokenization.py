@@ -70,7 +70,9 @@ def train_tokenizer(
             raise InputError("texts of the tokenizer", "no word", "at least one word")
         if family == "t5":
             return _unigram([(SPACE["t5"] + word, -1.0) for word in vocabulary], sentinels, options)
-        first = [] if add_prefix_space else sorted({text.split()[0] for text in texts if text.split()} & set(vocabulary))
+        first = (
+            [] if add_prefix_space else sorted({text.split()[0] for text in texts if text.split()} & set(vocabulary))
+        )
         # Words behind a space come first: their merges must win over those of the beginnings of texts.
         tokens, merges = _word_merges([f" {word}" for word in vocabulary] + first)
         options["model_vocab_size"] = len(SPECIAL_TOKENS[family]) + len(vocabulary) + len(first)

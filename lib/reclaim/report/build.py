@@ -109,7 +109,9 @@ def _section(system: System, views: Sequence[dict[str, Any]], tables: SystemTabl
         "id": section_id(system.key),
         "system": system,
         "in_run": in_run,
-        "exhibits": [_exhibit_view(exhibit, slug(system.key), system.title) for exhibit in exhibits if not exhibit.missing],
+        "exhibits": [
+            _exhibit_view(exhibit, slug(system.key), system.title) for exhibit in exhibits if not exhibit.missing
+        ],
         "missing": [exhibit for exhibit in exhibits if exhibit.missing],
         "claims": mine,
         "scale_notes": list(dict.fromkeys(view["scale_note"] for view in mine if view["scale_note"])),
