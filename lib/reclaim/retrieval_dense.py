@@ -168,5 +168,10 @@ class FaissShard:
             options["sel"] = self.faiss.IDSelectorBatch(np.flatnonzero(allowed).astype(np.int64))
         kind = self.faiss.SearchParametersIVF if self.parameters else self.faiss.SearchParameters
         asked = min(k + SPARE, self.index.ntotal)
-        scores, rows = self.index.search(queries, asked, params=kind(**options) if options else None)
-        return [best(row[row >= 0], score[row >= 0], k) for row, score in zip(rows, scores, strict=True)]
+        while True:
+            scores, rows = self.index.search(queries, asked, params=kind(**options) if options else None)
+            # Which of equal vectors faiss gives is its own choice: ask for more until none is cut off.
+            cut = (rows[:, -1] >= 0) & (scores[:, -1] == scores[:, min(k, asked) - 1])
+            if asked == self.index.ntotal or not cut.any():
+                return [best(row[row >= 0], score[row >= 0], k) for row, score in zip(rows, scores, strict=True)]
+            asked = min(2 * asked, self.index.ntotal)

@@ -107,11 +107,11 @@ def run(
         with clock("evaluation"):
             for row in _arm_rows(answered[-1], desk, spec.get("measures")):
                 (per_item if "item" in row else metrics).append(row)
-    metrics += _room_rows(task, {"generator": generator, "closed_book": closed_book})
     requests = {"judge_requests": judge.requests, "judge_calls": judge.judged, "judge_batches": judge.batches}
     costs = [
         *clock.rows(),
         *({"variant": {"task": task}, "measure": k, "value": float(v), "unit": "count"} for k, v in requests.items()),
+        *_room_rows(task, {"generator": generator, "closed_book": closed_book}),
     ]
     return {
         "metrics": pd.DataFrame(metrics),
@@ -230,19 +230,19 @@ def _agreement_rows(found: Evaluation, exact: CachedJudge, variant: Mapping[str,
 
 
 def _room_rows(task: str, generators: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Prompts that left little or no room for an answer, and their mean length in tokens."""
+    """Prompts written to in this run that left little or no room for an answer, and their mean length in tokens."""
     rows = []
     for name, generator in generators.items():
         if generator is None or not generator.room.prompts:
             continue
-        room, prompts = generator.room, len(generator.room.prompts)
+        room = generator.room
+        values = {
+            "prompts_without_room": float(room.empty),
+            "prompts_with_little_room": float(room.short),
+            "prompt_tokens": sum(room.prompts) / len(room.prompts),
+        }
         variant = {"task": task, "generator": name}
-        values = {"prompts_without_room": float(room.empty), "prompts_with_little_room": float(room.short)}
-        rows += [
-            {"variant": variant, "metric": k, "value": v, "n": prompts, "unit": "count"} for k, v in values.items()
-        ]
-        length = sum(room.prompts) / prompts
-        rows.append({"variant": variant, "metric": "prompt_tokens", "value": length, "n": prompts, "unit": "count"})
+        rows += [{"variant": variant, "measure": k, "value": v, "unit": "count"} for k, v in values.items()]
     return rows
 
 
