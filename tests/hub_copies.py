@@ -209,7 +209,10 @@ SENTENCES = [
     f"The {a} has a {b} and a {c}. Label: yes no True False positive negative 0 1 2 @ #\n" for a in WORDS for b in WORDS
     for c in WORDS[:3]
 ]  # fmt: skip
-LABEL_WORDS = "terrible bad okay good great Yes No Maybe Expression Entity Description Human Location Number The It was has a and ? . , :"
+LABEL_WORDS = (
+    "terrible bad okay good great Yes No Maybe Expression Entity Description Human Location Number "
+    "The It was has a and ? . , :"
+)
 
 
 def model_copy(architecture: str, folder: Path, *, pickled: bool = False) -> Path:

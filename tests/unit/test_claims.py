@@ -653,7 +653,7 @@ def test_false_positives_are_rare_and_effects_are_found(entry, at_the_bound, bey
         ({"gates": [{"name": "g", "where": T, "at_least": 1, "low_above": 0}]}, "gates.0.low_above", "no such key"),
         ({"gates": [{"name": "g", "where": T, "at_lest": 1}]}, "gates.0.at_lest", "unknown key"),
         ({"not_testable": "no GPU"}, "", "no such key in this kind"),
-        ({"overlay": "tomorrow"}, "overlay", "overnight or paper"),
+        ({"overlay": "tomorrow"}, "overlay", "people"),
         ({"resample": "seeds_and_items", "table": "costs"}, "table", "costs have no items"),
     ],
 )
