@@ -241,13 +241,16 @@ class Index:
             columns=list(COLUMNS),
         )
 
-    def _names(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
+    def _names(self, numbers: np.ndarray) -> list[str]:
         ends = np.cumsum(self.rows)
+        numbers = np.asarray(numbers, dtype=np.int64)
+        names = np.empty(len(numbers), dtype=object)
         shards = np.searchsorted(ends, numbers, side="right")
-        return [
-            self._ids[shard][number - (ends[shard] - self.rows[shard])].decode()
-            for shard, number in zip(shards.tolist(), numbers, strict=True)
-        ]
+        for shard in np.unique(shards).tolist():
+            places = np.flatnonzero(shards == shard)
+            ids = np.asarray(self._ids[shard])[numbers[places] - (ends[shard] - self.rows[shard])]
+            names[places] = [text.decode() for text in ids.tolist()]
+        return names.tolist()
 
 
 def _merged(parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:

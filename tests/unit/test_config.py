@@ -38,8 +38,10 @@ def test_the_default_passes():
 @pytest.mark.parametrize("overlay", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
 def test_every_overlay_passes(overlay, monkeypatch):
     monkeypatch.setenv("RECLAIM_DATA", "/nowhere")
-    config = merge(copy.deepcopy(CONFIG), yaml.safe_load((ROOT / "config" / overlay).read_text()))
-    check_config(config, SCHEMA)
+    config, overlay = copy.deepcopy(CONFIG), yaml.safe_load((ROOT / "config" / overlay).read_text())
+    for part in overlay.get("parts", []):
+        config = merge(config, yaml.safe_load((ROOT / part).read_text()))
+    check_config(merge(config, overlay), SCHEMA)
 
 
 RATES = ("experiments", "mlm_masking", "rates")
