@@ -241,14 +241,14 @@ class Index:
             columns=list(COLUMNS),
         )
 
-    def _names(self, numbers: np.ndarray) -> list[str]:
+    def _names(self, numbers: np.ndarray | list[int]) -> list[str]:
         ends = np.cumsum(self.rows)
-        numbers = np.asarray(numbers, dtype=np.int64)
-        names = np.empty(len(numbers), dtype=object)
-        shards = np.searchsorted(ends, numbers, side="right")
+        rows = np.asarray(numbers, dtype=np.int64)
+        names = np.empty(len(rows), dtype=object)
+        shards = np.searchsorted(ends, rows, side="right")
         for shard in np.unique(shards).tolist():
             places = np.flatnonzero(shards == shard)
-            ids = np.asarray(self._ids[shard])[numbers[places] - (ends[shard] - self.rows[shard])]
+            ids = np.asarray(self._ids[shard])[rows[places] - (ends[shard] - self.rows[shard])]
             names[places] = [text.decode() for text in ids.tolist()]
         return names.tolist()
 
