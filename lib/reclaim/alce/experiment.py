@@ -55,7 +55,7 @@ def run(
 
     `spec`: `questions` and `passages` (data sets; passages are needed for indexes), `retrievers` (`reclaim.alce.retrieve`),
     `encoder`, `generator`, `closed_book` (`reclaim.alce.prepare`), `judge` (`reclaim.alce.judge_training`), `systems`
-    (`reclaim.alce.systems.Arm`, lists for several values), `prompts` (a data set of official prompt files), `miss`,
+    (`reclaim.alce.systems.Arm`, lists for several values), `prompts` (a folder with the official prompt files), `miss`,
     `measures` (of `reclaim.alce.evaluate`). Of data with several worlds that of the seed is used.
 
     Trained models, answers and judgements stay in `state_dir`, from which a run that was stopped goes on. All but `costs`
@@ -97,7 +97,7 @@ def run(
     split = _remembering(sentence_splitter())
     desk = Desk(
         task, seed, items, documents, generator, closed_book, encode, judge, exact, split, state_dir,
-        data[spec["prompts"]] if "prompts" in spec else None, world, spec.get("miss", 0.0),
+        spec.get("prompts"), world, spec.get("miss", 0.0),
     )  # fmt: skip
     per_item: list[dict] = []
     answered: list[Answered] = []
