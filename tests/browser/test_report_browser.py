@@ -170,6 +170,7 @@ def test_print_shows_what_is_folded_and_hides_the_navigation(browser, address):
 
 def test_boxes_hide_and_show_systems_and_verdicts(visit):
     page = visit.page
+    open_all(page)
     claim, other = page.locator("#claim-mezo-c2"), page.locator("#system-mlm-masking")
     verdict = claim.get_attribute("data-verdict")
     box = page.locator(f"#show-{verdict}")
