@@ -120,11 +120,22 @@ def load_split(folder: str | Path, split: str) -> pd.DataFrame:
         return _frame(file.read())
 
 
-def iter_split(folder: str | Path, split: str, batch_size: int = ROWS_PER_GROUP) -> Iterator[pd.DataFrame]:
-    """Read one split in frames of at most `batch_size` rows, for corpora that do not fit into memory."""
+def iter_split(
+    folder: str | Path, split: str, batch_size: int = ROWS_PER_GROUP, first: int = 0
+) -> Iterator[pd.DataFrame]:
+    """Read one split in frames of at most `batch_size` rows, for corpora that do not fit into memory.
+
+    `first`: the row to begin at; groups of rows that end before it are not read.
+    """
     with _open(folder, split) as file:
-        for batch in file.iter_batches(batch_size):
-            yield _frame(pa.Table.from_batches([batch]))
+        ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+        groups = np.flatnonzero(ends > first).tolist()
+        start = int(ends[groups[0] - 1]) if groups and groups[0] else 0
+        for batch in file.iter_batches(batch_size, row_groups=groups):
+            end = start + len(batch)
+            if end > first:
+                yield _frame(pa.Table.from_batches([batch.slice(max(0, first - start))]))
+            start = end
 
 
 def source_files(spec: dict[str, Any], place: str) -> list[str]:

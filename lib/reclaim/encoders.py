@@ -1,7 +1,8 @@
 """Texts to vectors by any encoder of transformers: what dense indexes and search within documents are made of.
 
-Pooling `mean` (over real tokens) or `cls` (the first token); a `2_Dense` layer of sentence-transformers, where the folder
-has one in safetensors (GTR's projection), comes behind it; then the vector is normalised, where asked for.
+Pooling `mean` (over real tokens), `cls` (the first token) or `last` (the last one, for causal models); a `2_Dense` layer of
+sentence-transformers, where the folder has one in safetensors (GTR's projection), comes behind it; then the vector is
+normalised, where asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from reclaim.errors import InputError
 from reclaim.models import load_tokenizer
 from reclaim.scoring import pad_right
 
-POOLINGS = ("mean", "cls")
+POOLINGS = ("mean", "cls", "last")
 
 
 class TextEncoder:
@@ -57,10 +58,12 @@ class TextEncoder:
         return found
 
     def _vectors(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-        input_ids, mask = pad_right(ids, self.tokenizer.pad_token_id, self.model.device)
+        input_ids, mask = pad_right(ids, self.tokenizer.pad_token_id or 0, self.model.device)
         hidden = self.model(input_ids=input_ids, attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
             pooled = hidden[:, 0]
+        elif self.pooling == "last":
+            pooled = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1).clamp(min=1) - 1]
         else:
             weights = mask.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)

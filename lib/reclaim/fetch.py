@@ -11,8 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from reclaim.data_local import expand_path
 from reclaim.errors import InputError
 from reclaim.io import read_json, write_json
+
+PROJECTION = "2_Dense"
+"""Folder of the layer that sentence-transformers put behind an encoder (GTR's projection)."""
 
 DATA_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".gz", ".zip", ".zst")
 
@@ -20,20 +24,25 @@ DATA_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv", ".txt"
 def fetch(source: Mapping[str, Any], out_dir: str | Path, state_dir: str | Path | None = None) -> None:
     """Bring a model and its tokenizer into `out_dir`: from the Hub at a commit hash, or from a local folder.
 
-    `state_dir` keeps what is downloaded until all of it is there (default: inside `out_dir`).
+    `state_dir` keeps what is downloaded until all of it is there (default: inside `out_dir`). A local path may hold
+    environment variables.
 
     Raises `InputError` when the folder holds no model, and when the Hub cannot be reached or refuses.
     """
     out_dir = Path(out_dir)
+    state = Path(state_dir) if state_dir else out_dir / ".download"
     if source["source"] == "local":
-        folder = Path(source["path"])
+        folder = expand_path(source["path"], "models: path")
         if not (folder / "config.json").exists():
             raise InputError(str(folder), "no config.json", "a model folder written by save_pretrained")
-        shutil.copytree(folder, out_dir, dirs_exist_ok=True)
+        if any(folder.glob("*.safetensors")):
+            shutil.copytree(folder, out_dir, dirs_exist_ok=True)
+            return
+        shutil.copytree(folder, state, dirs_exist_ok=True)
+        _settle(state, out_dir)
         return
     from huggingface_hub import HfApi, snapshot_download
 
-    state = Path(state_dir) if state_dir else out_dir / ".download"
     state.mkdir(parents=True, exist_ok=True)
     try:
         names = model_files(HfApi().list_repo_files(source["id"], revision=source["revision"]))
@@ -45,13 +54,20 @@ def fetch(source: Mapping[str, Any], out_dir: str | Path, state_dir: str | Path 
             "a public or granted model on the Hub",
             "Check the network, the id, and HF_TOKEN for gated weights.",
         ) from error
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for path in sorted(state.iterdir()):
-        if path.is_file() and path.suffix == ".bin":
-            rewrite_weights(path, out_dir)
-            path.unlink()
-        elif path.is_file() and not path.name.endswith(".bin.index.json"):
-            shutil.move(path, out_dir / path.name)
+    _settle(state, out_dir)
+
+
+def _settle(state: Path, out_dir: Path) -> None:
+    """Move the files of a model to their place, weights as safetensors."""
+    for folder in (state, state / PROJECTION):
+        target = out_dir / folder.relative_to(state)
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            target.mkdir(parents=True, exist_ok=True)
+            if path.is_file() and path.suffix == ".bin":
+                rewrite_weights(path, target)
+                path.unlink()
+            elif path.is_file() and not path.name.endswith(".bin.index.json"):
+                shutil.move(path, target / path.name)
     for path in state.glob("*.bin.index.json"):
         index = read_json(path)
         index["weight_map"] = {name: _safe_name(file) for name, file in index["weight_map"].items()}
@@ -68,14 +84,19 @@ def _hub_errors() -> tuple[type[Exception], ...]:
 
 
 def model_files(names: Sequence[str]) -> list[str]:
-    """Of the files of a repository, those that make a model: configuration, tokenizer, and one format of the weights."""
+    """Of the files of a repository, those that make a model: configuration, tokenizer, and one format of the weights.
+
+    Of an encoder with a projection behind it, that of the projection, too.
+    """
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name.startswith("model") and name.endswith(".safetensors")]
     old = [] if weights else [name for name in top if name.startswith("pytorch_model") and name.endswith(".bin")]
     indexes = () if weights else ("pytorch_model.bin.index.json",)
     others = [name for name in top if name.endswith((".json", ".txt", ".model"))]
     kept = [name for name in others if not name.endswith(".bin.index.json") or name in indexes]
-    return sorted([*kept, *weights, *old])
+    dense = [f"{PROJECTION}/{name}" for name in ("model.safetensors", "pytorch_model.bin")]
+    projection = [name for name in dense if name in names][:1]
+    return sorted([*kept, *weights, *old, *projection])
 
 
 def rewrite_weights(path: Path, out_dir: Path) -> None:
@@ -114,6 +135,8 @@ def download_bytes(section: str, spec: Mapping[str, Any]) -> int:
     sizes = {file.rfilename: file.size or 0 for file in files or ()}
     if section == "models":
         return sum(sizes[name] for name in model_files(list(sizes)))
+    if "file" in spec:
+        return sizes[spec["file"]]
     data = {name: size for name, size in sizes.items() if name.endswith(DATA_SUFFIXES)}
     own = {name: size for name, size in data.items() if spec.get("name") in name.split("/")}
     return sum((own or data).values())

@@ -67,16 +67,12 @@ class Passages:
 
     def shard(self, number: int) -> Iterator[pd.DataFrame]:
         """Frames with the columns `id` and `passage` of a shard."""
-        first = number * self.per_shard
-        last = first + self.rows_of(number)
-        start = 0
-        for frame in iter_split(self.folder, self.split):
-            end = start + len(frame)
-            if end > first and start < last:
-                part = frame.iloc[max(0, first - start) : last - start]
-                yield pd.DataFrame({"id": part["id"], "passage": passage_texts(part)})
-            start = end
-            if start >= last:
+        left = self.rows_of(number)
+        for frame in iter_split(self.folder, self.split, first=number * self.per_shard):
+            part = frame.iloc[:left]
+            yield pd.DataFrame({"id": part["id"], "passage": passage_texts(part)})
+            left -= len(part)
+            if not left:
                 return
 
     def texts(self, number: int) -> Iterator[str]:

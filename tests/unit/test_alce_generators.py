@@ -16,11 +16,14 @@ from reclaim.alce.language import VALUE, make_language, make_tokenizer, read_pro
 from reclaim.alce.pointer import build_pointer
 from reclaim.alce.pointer_training import draw_episodes, train_pointer
 from reclaim.alce.prompts import PromptSettings, build_prompts, load_prompts
+from reclaim.alce.reader import load_reader
 from reclaim.alce.systems import SYSTEMS
 from reclaim.alce.world_data import IRRELEVANT, shorten, world_demos
+from reclaim.encoders import TextEncoder
 from reclaim.errors import InputError
-from reclaim.models import load
+from reclaim.models import build, load
 from reclaim.retrieval import build_index
+from reclaim.tokenization import model_vocab_size, train_tokenizer
 from reclaim.world.passages import TASKS, draw_questions, draw_world, entails, stated_facts
 
 TOKENIZER = make_tokenizer()
@@ -243,3 +246,40 @@ def test_seeds_have_their_own_world_models_and_answers(tmp_path):
     torch.manual_seed(0)
     repeated = run(spec_of(systems), 3, data=data, state_dir=tmp_path / "again")["predictions"]
     pd.testing.assert_frame_equal(found[0], repeated)
+
+
+def test_answers_are_read_and_their_fluency_is_measured_by_models(tmp_path):
+    from transformers import RobertaConfig, RobertaForQuestionAnswering
+
+    data = world_data(tmp_path, "asqa")
+    tokenizer = train_tokenizer("roberta", ["What is the attr of name It is a value"])
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = RobertaConfig(vocab_size=model_vocab_size(tokenizer), max_position_embeddings=520, **small)
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 512}
+    made = {"qa": RobertaForQuestionAnswering(config), "gpt2": build("gpt2", tokenizer, sizes, 0)}
+    for name, model in made.items():
+        data[name] = tmp_path / name
+        model.save_pretrained(data[name])
+        tokenizer.save_pretrained(data[name])
+    systems = [{"system": "vanilla", "retriever": "dense", "shot": 0}]
+    spec = spec_of(systems) | {"measures": ["correctness", "qa", "mauve"]}
+    plain = run(spec, 3, data=data, state_dir=tmp_path / "plain")["metrics"].set_index("metric")
+    more = {"reader": {"model": "qa"}, "fluency": {"model": "gpt2"}}
+    found = run(spec | more, 3, data=data, state_dir=tmp_path / "more")["metrics"].set_index("metric")
+    assert {"qa_em", "qa_f1", "qa_hit"} <= set(found.index) - set(plain.index)
+    assert found.loc["mauve", "value"] != plain.loc["mauve", "value"]
+    load(data["gpt2"], "causal").save_pretrained(tmp_path / "no head")
+    tokenizer.save_pretrained(tmp_path / "no head")
+    with pytest.raises(InputError, match="no weights for qa_outputs"):
+        load_reader(tmp_path / "no head")
+
+
+def test_a_text_is_its_last_token_whatever_stands_beside_it(tmp_path):
+    tokenizer = train_tokenizer("roberta", ["the cat sat on the mat"])
+    model = build("gpt2", tokenizer, {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32}, 0)
+    encode = TextEncoder(model.base_model, tokenizer, pooling="last", normalize=False)
+    texts = ["the cat", "the mat sat on the cat", "on"]
+    together, alone = encode(texts), np.concatenate([encode([text]) for text in texts])
+    ids = torch.tensor([tokenizer(texts[1])["input_ids"]])
+    hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, -1]
+    assert np.allclose(together, alone, atol=1e-6) and np.allclose(together[1], hidden.detach(), atol=1e-6)

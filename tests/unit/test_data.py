@@ -196,6 +196,16 @@ def test_large_text_passes_in_pieces(tmp_path, monkeypatch):
         data.materialize(spec, folder)
 
 
+@pytest.mark.parametrize("first", [0, 3, 5, 7, 12, 13])
+def test_reading_can_begin_at_any_row(tmp_path, monkeypatch, first):
+    monkeypatch.setattr(data, "ROWS_PER_GROUP", 5)
+    (tmp_path / "train.txt").write_text("".join(f"line {number}\n" for number in range(13)))
+    spec = {"source": "local", "kind": "text", "format": "text", "files": {"train": str(tmp_path / "train.txt")}}
+    folder = made(spec, tmp_path)
+    texts = [text for frame in data.iter_split(folder, "train", 4, first) for text in frame["text"]]
+    assert texts == [f"line {number}" for number in range(first, 13)]
+
+
 def test_jsonl_with_nested_columns(tmp_path):
     rows = [
         {

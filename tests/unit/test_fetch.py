@@ -6,11 +6,14 @@ import sys
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from reclaim import models
+from reclaim.encoders import load_encoder
 from reclaim.errors import InputError
 from reclaim.fetch import download_bytes, fetch, model_files, print_sizes
 from reclaim.tokenization import train_tokenizer
@@ -177,3 +180,37 @@ def test_sizes_count_what_will_be_fetched(monkeypatch, tmp_path, capsys):
     (tmp_path / "models" / "there").mkdir(parents=True)
     print_sizes({f"{tmp_path}/models/there": HUB, f"{tmp_path}/data/sst2": glue}, sys.stdout)
     assert capsys.readouterr().out.splitlines()[-1].split() == ["3.000", "GB", "to", "download"]
+
+
+def test_the_projection_behind_an_encoder_is_fetched_too(monkeypatch, folder, tmp_path):
+    """As repositories of sentence-transformers have it (GTR); an encoder without it would give other vectors unnoticed."""
+    names = [
+        "config.json",
+        "model.safetensors",
+        "2_Dense/config.json",
+        "2_Dense/pytorch_model.bin",
+        "1_Pooling/config.json",
+    ]
+    assert model_files(names) == ["2_Dense/pytorch_model.bin", "config.json", "model.safetensors"]
+    assert "2_Dense/pytorch_model.bin" not in model_files([*names, "2_Dense/model.safetensors"])
+
+    weight = torch.randn(5, 32)
+    (folder / "2_Dense").mkdir()
+    torch.save({"linear.weight": weight}, folder / "2_Dense" / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(tmp_path / "weights")
+    torch.save(safetensors.torch.load_file(tmp_path / "weights"), folder / "pytorch_model.bin")
+    monkeypatch.setenv("COPIES", str(tmp_path))
+    fetch({"source": "local", "path": "${COPIES}/model"}, tmp_path / "fetched", tmp_path / "state")
+    assert not list((tmp_path / "fetched").rglob("*.bin")) and (folder / "pytorch_model.bin").exists()
+    texts = ["the cat", "the mat sat on"]
+    plain, projected = (load_encoder(tmp_path / "fetched", normalize=False) for _ in range(2))
+    plain.projection = None
+    assert np.allclose(projected(texts), plain(texts) @ weight.numpy().T, atol=1e-5)
+
+
+def test_the_size_of_a_single_file_is_that_of_the_file(monkeypatch):
+    siblings = [SimpleNamespace(rfilename=name, size=size) for name, size in (("a.tar", 7), ("b.json", 5))]
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(siblings=siblings), raising=True
+    )
+    assert download_bytes("data", {"id": "someone/data", "revision": "0" * 40, "file": "a.tar"}) == 7

@@ -23,15 +23,16 @@ import pandas as pd
 import torch
 
 from reclaim.alce.data import load_items, task_of
-from reclaim.alce.evaluate import Evaluation, evaluate
+from reclaim.alce.evaluate import Evaluation, Reader, evaluate
 from reclaim.alce.judge import CachedJudge, FunctionJudge, agreement
 from reclaim.alce.judge_training import prepare_judge
 from reclaim.alce.pictures import answers_picture
-from reclaim.alce.prepare import RememberingEncoder, Workshop, prepare_encoder, prepare_generator
+from reclaim.alce.prepare import RememberingEncoder, Workshop, prepare_encoder, prepare_features, prepare_generator
 from reclaim.alce.retrieve import retrieval_rows, retrieve, world_sizes
 from reclaim.alce.systems import Answered, Desk, arms_of
+from reclaim.data_local import expand_path
 from reclaim.io import read_json, write_json
-from reclaim.metrics.mauve import hashed_ngrams
+from reclaim.metrics.mauve import Encoder
 from reclaim.metrics.sentences import Splitter, sentence_splitter
 from reclaim.provenance import fingerprint
 from reclaim.world.passages import entails, world_of
@@ -56,12 +57,15 @@ def run(
     `spec`: `questions` and `passages` (data sets; passages are needed for indexes), `retrievers` (`reclaim.alce.retrieve`),
     `encoder`, `generator`, `closed_book` (`reclaim.alce.prepare`), `judge` (`reclaim.alce.judge_training`), `systems`
     (`reclaim.alce.systems.Arm`, lists for several values), `prompts` (a folder with the official prompt files), `miss`,
-    `measures` (of `reclaim.alce.evaluate`). Of data with several worlds that of the seed is used.
+    `measures` (of `reclaim.alce.evaluate`), `reader` (`model`, `batch_size`: of the measure qa), `fluency` (`model`,
+    `batch_size`, `dtype`: of MAUVE's features; hashed n-grams without it). Of data with several worlds that of the seed is
+    used.
 
     Trained models, answers and judgements stay in `state_dir`, from which a run that was stopped goes on. All but `costs`
     depends on spec, data, seed and code only; behind an endpoint on what it answers, too.
     """
     state_dir = Path(state_dir)
+    prompts = expand_path(spec["prompts"], "prompts") if "prompts" in spec else None
     _begin(state_dir, spec, seed, data)
     items, task = load_items(data[spec["questions"]], seed), task_of(data[spec["questions"]])
     passages = spec.get("passages")
@@ -94,10 +98,16 @@ def run(
     if "closed_book" in spec:
         with clock("closed_book"):
             closed_book = prepare_generator(spec["closed_book"], shop, "closed_book")
+    reader = None
+    if "reader" in spec:
+        from reclaim.alce.reader import load_reader
+
+        reader = load_reader(data[spec["reader"]["model"]], device, spec["reader"].get("batch_size", 32))
+    features = prepare_features(spec.get("fluency"), shop)
     split = _remembering(sentence_splitter())
     desk = Desk(
         task, seed, items, documents, generator, closed_book, encode, judge, exact, split, state_dir,
-        spec.get("prompts"), world, spec.get("miss", 0.0),
+        prompts, world, spec.get("miss", 0.0),
     )  # fmt: skip
     per_item: list[dict] = []
     answered: list[Answered] = []
@@ -105,7 +115,7 @@ def run(
         with clock("generation"):
             answered.append(desk.answer(arm))
         with clock("evaluation"):
-            for row in _arm_rows(answered[-1], desk, spec.get("measures")):
+            for row in _arm_rows(answered[-1], desk, spec.get("measures"), reader, features):
                 (per_item if "item" in row else metrics).append(row)
     requests = {"judge_requests": judge.requests, "judge_calls": judge.judged, "judge_batches": judge.batches}
     costs = [
@@ -168,11 +178,13 @@ class Clock:
 # ----------------------------------------------------------------------------------------------------------------- metrics
 
 
-def _arm_rows(answered: Answered, desk: Desk, measures: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+def _arm_rows(
+    answered: Answered, desk: Desk, measures: Sequence[str] | None, reader: Reader | None, features: Encoder
+) -> Iterator[dict[str, Any]]:
     """Metric rows of an arm under both judges and scorings, and rows of its items (legacy scoring only)."""
     flat = list(answered.flat())
     variant = {"task": desk.task, **answered.arm.variant}
-    wanted = tuple(measures) if measures else ("correctness", "claims", "citations", "rouge", "mauve")
+    wanted = tuple(measures) if measures else ("correctness", "qa", "claims", "citations", "rouge", "mauve")
     judged: dict[str, Evaluation] = {}
     for name, judge in (("model", desk.judge), ("exact", desk.exact)):
         for scoring in SCORINGS if judge is not None else ():
@@ -184,7 +196,7 @@ def _arm_rows(answered: Answered, desk: Desk, measures: Sequence[str] | None) ->
                 chosen = [measure for measure in wanted if measure not in ("rouge", "mauve")]
             found = evaluate(
                 flat, judge, scoring, dataset=desk.task, measures=chosen, split=desk.split, seed=desk.seed,
-                encode=hashed_ngrams if "mauve" in chosen else None,
+                reader=reader, encode=features,
             )  # fmt: skip
             key = {**variant, "judge": name, "scoring": scoring}
             yield from ({"variant": key, **row} for row in found.rows)

@@ -18,6 +18,7 @@ from reclaim.alce.generation import ModelGenerator, Sampling, TextGenerator
 from reclaim.encoders import TextEncoder, load_encoder
 from reclaim.errors import InputError
 from reclaim.io import atomic_path
+from reclaim.metrics.mauve import Encoder, hashed_ngrams
 from reclaim.models import load, load_tokenizer
 from reclaim.seeding import derive
 from reclaim.world.passages import FactWorld
@@ -133,6 +134,18 @@ def _closed_book(spec: Mapping[str, Any], shop: Workshop) -> Path:
         lambda tokenizer, language, seed: build_closed_book(tokenizer, seed, language, **config),
         lambda model, seed, **options: train_closed_book(model, world, spec["training"], seed, **options),
     )
+
+
+def prepare_features(spec: Mapping[str, Any] | None, shop: Workshop) -> Encoder:
+    """MAUVE's features: of a causal model (`model`, `dtype`, `batch_size`) the last token's, of at most 512 tokens.
+
+    Hashed n-grams where there is no spec.
+    """
+    if spec is None:
+        return hashed_ngrams
+    options: dict[str, Any] = {"pooling": "last", "normalize": False, "max_length": 512}
+    dtype = getattr(torch, spec.get("dtype", "float32"))
+    return load_encoder(shop.data[spec["model"]], shop.device, dtype, **options, batch_size=spec.get("batch_size", 16))
 
 
 class RememberingEncoder:

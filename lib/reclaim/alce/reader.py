@@ -8,12 +8,14 @@ question and context, 384 tokens, of which 128 are repeated in the next chunk of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import reclaim.torchvision_shim  # noqa: F401
 import torch
 
 from reclaim.errors import InputError
 from reclaim.metrics.span_decode import Chunk, best_span
+from reclaim.models import load_tokenizer
 
 MAX_LENGTH = 384
 STRIDE = 128
@@ -72,3 +74,19 @@ class ExtractiveReader:
                 first, last = (side[place, :length].float().tolist() for side in sides)
                 found[row] = (first, last)
         return found
+
+
+def load_reader(folder: str | Path, device: torch.device | str = "cpu", batch_size: int = 32) -> ExtractiveReader:
+    """The reader in a model folder; raises InputError for a folder without a question-answering model in safetensors."""
+    from transformers import AutoModelForQuestionAnswering
+
+    options = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    try:
+        model, found = AutoModelForQuestionAnswering.from_pretrained(str(folder), output_loading_info=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise InputError(str(folder), first_line, "a question-answering model in safetensors") from error
+    if found["missing_keys"]:
+        missing = f"no weights for {min(found['missing_keys'])}"
+        raise InputError(str(folder), missing, "a trained question-answering model")
+    return ExtractiveReader(model.to(device), load_tokenizer(folder), batch_size)
