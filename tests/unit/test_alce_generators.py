@@ -252,7 +252,7 @@ def test_answers_are_read_and_their_fluency_is_measured_by_models(tmp_path):
     from transformers import RobertaConfig, RobertaForQuestionAnswering
 
     data = world_data(tmp_path, "asqa")
-    tokenizer = train_tokenizer("roberta", ["What is the attr of name It is a value"])
+    tokenizer = train_tokenizer("roberta", ["What is the attr of name? It is a value."], 300)
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     config = RobertaConfig(vocab_size=model_vocab_size(tokenizer), max_position_embeddings=520, **small)
     sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 512}
