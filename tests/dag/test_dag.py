@@ -118,6 +118,8 @@ ISIC = {
         ("autoseq", {"model", "measure"}),
         ("stm_unet", {"measure"}),
         ("transformer_dr", {"measure"}),
+        ("alce", {"model", "index", "measure"}),
+        ("alce_asqa_vicuna", {"model", "measure"}),
         ("mezo_large_models", {"model", "prompt", "finetune_mezo", "evaluate"}),
         ("fetch_icl", {"model"}),
     ],
@@ -127,8 +129,10 @@ def test_a_system_of_the_paper_overlay_plans_alone(workflow, tmp_path, system, r
         for name in (f"{images}/ISIC_1.jpg", f"{masks}/ISIC_1_Segmentation.png"):
             (tmp_path / name).parent.mkdir()
             (tmp_path / name).touch()
+    for name in ("psgs_w100.tsv", "sphere.jsonl"):
+        (tmp_path / name).touch()
     started = time.monotonic()
-    jobs = workflow.planned(system, overlay="paper", ISIC=str(tmp_path))
+    jobs = workflow.planned(system, overlay="paper", ISIC=str(tmp_path), RECLAIM_HUB=str(tmp_path))
     assert set(jobs) == {"data", system} | rules
     assert time.monotonic() - started < 30
 
