@@ -19,7 +19,7 @@ import hashlib
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +235,8 @@ def _stemmer():
     return PorterStemmer(mode="ORIGINAL_ALGORITHM")
 
 
-@cache
+# Bounded: the words of a corpus of the web do not end.
+@lru_cache(maxsize=1 << 20)
 def _stem(word: str) -> str:
     return _stemmer().stem(word)
 
