@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,6 +123,12 @@ class Director:
         self.wait(sign)
         return found[-1]
 
+    def finished(self, rule: str, names: Iterable[str]) -> bool:
+        """Whether these jobs of a rule have ended, and Snakemake has noticed it of all that have."""
+        ended = {each["output"] for each in self.events() if each["what"] == "end" and each["rule"] == rule}
+        noticed = re.findall(rf"Finished jobid: \d+ \(Rule: {rule}\)", self.read_log())
+        return all(any(name in output for output in ended) for name in names) and len(noticed) >= len(ended)
+
     def read_log(self) -> str:
         return (self.story.folder / "snakemake.log").read_text(errors="replace")
 
@@ -155,6 +162,9 @@ def _play(director: Director) -> None:
     # Two jobs on GPUs at once; then Snakemake itself is killed, and its jobs stay in the queue.
     for name in PAIR:
         story.ended[name] = director.held(name)
+    # Not before it has noticed that the retried jobs ended, however slow the machine: what it does not know to be done is made
+    # again.
+    director.wait(lambda: director.finished("pretrain", (cancelled, timed, burdened, deaf)))
     director.process.kill()
     director.process.wait()
     director.process = None
