@@ -11,7 +11,6 @@ the world, by the exact one (`judge: exact`), which stands for people. Every arm
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,10 +30,9 @@ from reclaim.alce.prepare import RememberingEncoder, Workshop, prepare_encoder, 
 from reclaim.alce.retrieve import retrieval_rows, retrieve, world_sizes
 from reclaim.alce.systems import Answered, Desk, arms_of
 from reclaim.data_local import expand_path
-from reclaim.io import read_json, write_json
 from reclaim.metrics.mauve import Encoder
 from reclaim.metrics.sentences import Splitter, sentence_splitter
-from reclaim.provenance import fingerprint
+from reclaim.state import begin_state
 from reclaim.world.passages import entails, world_of
 
 SCORINGS = ("legacy", "strict")
@@ -66,7 +64,8 @@ def run(
     """
     state_dir = Path(state_dir)
     prompts = expand_path(spec["prompts"], "prompts") if "prompts" in spec else None
-    _begin(state_dir, spec, seed, data)
+    # Answers of an endpoint were paid for; their keys say what they answer.
+    begin_state(state_dir, spec, seed, data, __name__, keep=".answers.jsonl")
     items, task = load_items(data[spec["questions"]], seed), task_of(data[spec["questions"]])
     passages = spec.get("passages")
     world = world_sizes(data[passages]) if passages else None
@@ -130,25 +129,6 @@ def run(
         "predictions": _predictions(answered, task),
         "pictures": {f"answers-{task}.png": answers_picture(answered, desk)},
     }
-
-
-# ------------------------------------------------------------------------------------------------------------------- state
-
-
-def _begin(state_dir: Path, spec: Mapping[str, Any], seed: int, data: Mapping[str, Path]) -> None:
-    """Make the state folder, and empty one that belongs to another spec, seed, data or state of the code."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    infos = {name: Path(folder) / "dataset.json" for name, folder in data.items()}
-    sources = {name: read_json(info)["sha256"] if info.exists() else str(info.parent) for name, info in infos.items()}
-    identity = {"spec": spec, "seed": seed, "data": sources, "code": fingerprint(__name__)}
-    path = state_dir / "identity.json"
-    if path.exists() and read_json(path) == identity:
-        return
-    for old in state_dir.iterdir():
-        # Answers of an endpoint were paid for; their keys say what they answer.
-        if not old.name.endswith(".answers.jsonl"):
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-    write_json(identity, path)
 
 
 def _remembering(split: Splitter) -> Splitter:

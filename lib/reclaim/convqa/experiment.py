@@ -33,8 +33,8 @@ from reclaim.convqa.training import Family, train_family
 from reclaim.convqa.words import make_vocabulary
 from reclaim.errors import InputError
 from reclaim.io import atomic_path, read_json, write_json
-from reclaim.provenance import fingerprint
 from reclaim.seeding import derive
+from reclaim.state import begin_state
 from reclaim.train import Recipe
 
 BASELINE = "always_unanswerable"
@@ -61,7 +61,7 @@ def run(
     All but `costs` depends on spec, data, seed and code only; readers that are finished stay in `state_dir`.
     """
     state_dir = Path(state_dir)
-    _begin(state_dir, spec, seed, data)
+    begin_state(state_dir, spec, seed, data, __name__)
     folder = Path(data[spec["dialogs"]])
     splits = {split: load_dialogs(folder, split) for split in ("train", "test")}
     # Only a separate head needs dialogs to set its threshold on.
@@ -136,20 +136,6 @@ def load_reader(folder: Path | None, device: torch.device | str = "cpu") -> Batc
 
         return BertAnswerer.load(folder, device)
     return SmallAnswerer.load(folder, device)
-
-
-def _begin(state_dir: Path, spec: Mapping[str, Any], seed: int, data: Mapping[str, Path]) -> None:
-    """Make the state folder, and empty one that belongs to another spec, seed, data or state of the code."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    infos = {name: Path(folder) / "dataset.json" for name, folder in data.items()}
-    sources = {name: read_json(info)["sha256"] if info.exists() else str(info.parent) for name, info in infos.items()}
-    identity = {"spec": spec, "seed": seed, "data": sources, "code": fingerprint(__name__)}
-    path = state_dir / "identity.json"
-    if path.exists() and read_json(path) == identity:
-        return
-    for old in state_dir.iterdir():
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
-    write_json(identity, path)
 
 
 def _train(name, entry, spec, splits, seed, data, device, state_dir, folder, progress) -> dict[str, Any]:

@@ -26,11 +26,12 @@ from reclaim.film.defences import Defence, epsilon, train_client
 from reclaim.film.gradients import client_gradient, padded
 from reclaim.film.rivals import RIVALS, match_gradient
 from reclaim.film.switch_over import average_rows, candidate_rows, mean_row, span_rows
-from reclaim.film.texts import ClientTexts, begin_state, client_texts, draw_batches
+from reclaim.film.texts import ClientTexts, client_texts, draw_batches
 from reclaim.io import read_json, write_json
 from reclaim.metrics import recovery
 from reclaim.models import load, load_tokenizer
 from reclaim.seeding import derive
+from reclaim.state import begin_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +61,7 @@ def run(
     Raises InputError for data that does not fit the spec.
     """
     state_dir = Path(state_dir)
-    begin_state(state_dir, spec, seed, data, __name__, device)
+    begin_state(state_dir, spec, seed, data, __name__, device=device)
     job = _Job(spec, seed, data, device, state_dir)
     parts: dict[str, Callable[[], Rows]] = {}
     for defence in defences(spec["defences"]):

@@ -22,11 +22,12 @@ from reclaim.film.clients import client_models, client_tokenizer, public_loss, p
 from reclaim.film.gradients import is_tied
 from reclaim.film.reorder import ReorderOptions, reorder
 from reclaim.film.search import SearchOptions
-from reclaim.film.texts import Batch, ClientTexts, begin_state, client_texts, draw_batches
+from reclaim.film.texts import Batch, ClientTexts, client_texts, draw_batches
 from reclaim.io import write_parquet
 from reclaim.metrics import recovery
 from reclaim.models import load, load_tokenizer
 from reclaim.seeding import derive
+from reclaim.state import begin_state
 from reclaim.tables import variant_json
 
 UNITS = {"candidates": "count", "bag_size": "count", "epochs": "count", "private_loss": "nats", "held_out_loss": "nats"}
@@ -56,7 +57,7 @@ def run(
     Raises InputError for data that does not fit the spec.
     """
     state_dir = Path(state_dir)
-    begin_state(state_dir, spec, seed, data, __name__, device)
+    begin_state(state_dir, spec, seed, data, __name__, device=device)
     texts = client_texts(
         data[spec["public"]["data"]],
         data[spec["private"]["data"]],

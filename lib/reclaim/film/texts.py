@@ -8,18 +8,14 @@ occur in the public text.
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from reclaim.data import load_split
 from reclaim.errors import InputError
-from reclaim.io import read_json, write_json
-from reclaim.provenance import fingerprint
 from reclaim.seeding import derive
 
 
@@ -121,19 +117,3 @@ def draw_batches(texts: ClientTexts, batch_size: int, number: int, seed: int) ->
 
 def _take(texts: Sequence[str], rows: np.ndarray) -> list[str]:
     return [texts[row] for row in rows]
-
-
-def begin_state(
-    state_dir: Path, spec: Mapping[str, Any], seed: int, data: Mapping[str, Path], module: str, device: object
-) -> None:
-    """Make the state folder of a job, and empty one that belongs to another spec, seed, data, device or state of the code."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    infos = {name: Path(folder) / "dataset.json" for name, folder in data.items()}
-    sources = {name: read_json(info)["sha256"] if info.exists() else str(info.parent) for name, info in infos.items()}
-    identity = {"spec": dict(spec), "seed": seed, "data": sources, "code": fingerprint(module), "device": str(device)}
-    path = state_dir / "identity.json"
-    if path.exists() and read_json(path) == identity:
-        return
-    for old in state_dir.iterdir():
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
-    write_json(identity, path)

@@ -11,7 +11,6 @@ interval over seeds covers them as well as the pre-training.
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,10 +29,10 @@ from reclaim.icl.predict import free_answers, prompt_limit, score
 from reclaim.icl.prepare import Cell, Prepared, prepare
 from reclaim.icl.pretrain import load_decoder, word_tokenizer
 from reclaim.icl.prompts import TEMPLATE_KINDS, IclSet, load_sets
-from reclaim.io import read_json, write_json, write_parquet
+from reclaim.io import write_parquet
 from reclaim.models import load, load_tokenizer
-from reclaim.provenance import fingerprint
 from reclaim.seeding import derive
+from reclaim.state import begin_state
 
 CURVE_EVERY = 10
 LAST_STEPS = 20
@@ -64,7 +63,7 @@ def run(
     Raises `InputError` for what `prepare` stops at, and for data that does not fit the spec.
     """
     state_dir = Path(state_dir)
-    _begin(state_dir, spec, seed, data)
+    begin_state(state_dir, spec, seed, data, __name__)
     sets = [part for name, entry in spec["data_sets"].items() for part in _sample_sets(name, entry, data, seed)]
     scratch = any(entry["source"] == "scratch" for entry in spec["models"].values())
     made = word_tokenizer(spec["pretraining"], data, _words(spec, data)) if scratch else None
@@ -114,21 +113,7 @@ def run(
     }
 
 
-# ------------------------------------------------------------------------------------------------------ state, data, cells
-
-
-def _begin(state_dir: Path, spec: Mapping[str, Any], seed: int, data: Mapping[str, Path]) -> None:
-    """Make the state folder, and empty one that belongs to another spec, seed, data or state of the code."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    infos = {name: Path(folder) / "dataset.json" for name, folder in data.items()}
-    sources = {name: read_json(info)["sha256"] if info.exists() else str(info.parent) for name, info in infos.items()}
-    identity = {"spec": spec, "seed": seed, "data": sources, "code": fingerprint(__name__)}
-    path = state_dir / "identity.json"
-    if path.exists() and read_json(path) == identity:
-        return
-    for old in state_dir.iterdir():
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
-    write_json(identity, path)
+# ------------------------------------------------------------------------------------------------------ data, cells
 
 
 def _sample_sets(name: str, entry: Mapping[str, Any], data: Mapping[str, Path], seed: int) -> Iterator[IclSet]:
