@@ -18,16 +18,20 @@ from transformers import BertConfig, BertTokenizerFast
 from reclaim.convqa.bert import BertForQuac
 from reclaim.convqa.bert_reader import Settings, Windows
 from reclaim.convqa.data import materialize
-from reclaim.convqa.experiment import load_reader, run, vocabulary_of
+from reclaim.convqa.experiment import _protocols, load_reader, run, vocabulary_of
+from reclaim.convqa.history import coref_text
 from reclaim.convqa.protocols import answers_of, run_protocol
 from reclaim.convqa.readers import Request
+from reclaim.convqa.resolvers import build_rewriter
 from reclaim.convqa.small_reader import Encoder, SmallAnswerer, SmallReaderConfig, build_reader, find_span, span_text
-from reclaim.convqa.training import Family, answer_positions, train_family
+from reclaim.convqa.training import THRESHOLDS, Family, answer_positions, best_threshold, train_family
 from reclaim.convqa.words import NAME, NUMBER, YEAR, WordClasses, find_words, make_vocabulary
-from reclaim.metrics.quac import NO_ANSWER
+from reclaim.metrics.quac import NO_ANSWER, corpus_scores, score_questions
+from reclaim.models import build
 from reclaim.outcome import read_outcomes, write_outcome
 from reclaim.report.figures_convqa import SYSTEM
 from reclaim.report.system import SystemTables
+from reclaim.tokenization import train_tokenizer
 from reclaim.train import Recipe
 from reclaim.world.conversations import generate_dialogs
 
@@ -121,6 +125,87 @@ def test_only_a_reader_with_history_can_notice_whose_answers_it_holds(splits, fa
         assert set(answers_of(run_protocol(splits["test"], reader, "gold")).values()) == {NO_ANSWER}
         readers[20].config.threshold = 1.1
         assert NO_ANSWER not in answers_of(run_protocol(splits["test"], reader, "gold")).values()
+
+
+def test_the_threshold_of_a_separate_head_is_the_best_one_and_each_question_is_read_once(splits, monkeypatch):
+    family, dialogs = Family(separate_head=True), splits["test"]
+    readers, _ = train_family(
+        family, vocabulary_of(splits["train"]), splits["train"], splits["dev"], _recipe(40), [40], 1
+    )
+    model = readers[40]
+    requests = [Request(dialog, turn.question, ()) for dialog in dialogs for turn in dialog.turns]
+    logits = torch.cat([output.no_answer_logits for _, output in SmallAnswerer(model).outputs(requests)])
+    with torch.no_grad():  # so that the thresholds part the questions
+        model.none.weight /= logits.std()
+        model.none.bias.sub_(logits.mean()).div_(logits.std())
+    questions = [question for dialog in dialogs for question in dialog.scored_questions()]
+    scores = {}
+    for threshold in THRESHOLDS:
+        model.config.threshold = threshold
+        answers = answers_of(run_protocol(dialogs, SmallAnswerer(model), "gold"))
+        scores[threshold] = corpus_scores(score_questions(questions, answers))["f1"][0]
+    assert len(set(scores.values())) > 3
+    seen = []
+    forward = type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda self, *args: seen.append(len(args[0])) or forward(self, *args))
+    best = best_threshold(model, Encoder(model.config), dialogs)
+    assert scores[best] == max(scores.values()) and all(scores[each] < scores[best] for each in scores if each < best)
+    assert sum(seen) == len(questions)
+
+
+# ------------------------------------------------------------------------------------------- models that rewrite and resolve
+
+
+@pytest.fixture(scope="module")
+def tiny_t5(splits, tmp_path_factory):
+    """A folder with a random T5 and a tokenizer of the words of the world."""
+    folder = tmp_path_factory.mktemp("t5")
+    texts = [text for part in splits.values() for d in part for text in (d.context, *(t.question for t in d.turns))]
+    tokenizer = train_tokenizer("t5", [*texts, "|||"])
+    model = build("t5", tokenizer, {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}, 0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_rewriter_reads_the_turns_before_the_question_oldest_first(tiny_t5):
+    rewriter = build_rewriter("t5", {"t5": tiny_t5})
+    texts = [
+        coref_text([("Which album?", "Mirell")], "When was it sold?", "left out"),
+        coref_text([], "Who produced it?"),
+    ]
+    assert build_rewriter(None, {}) is None
+    together = rewriter.rewrite(texts)
+    for text, prompt, found in zip(
+        texts, ("Which album? ||| Mirell ||| When was it sold?", "Who produced it?"), together, strict=True
+    ):
+        ids = rewriter.model.generate(**rewriter.tokenizer(prompt, return_tensors="pt"), max_new_tokens=64)[0]
+        assert found == rewriter.tokenizer.decode(ids, skip_special_tokens=True) == rewriter.rewrite([text])[0]
+
+
+def test_invalid_questions_are_asked_as_the_rewriter_puts_them(splits, tiny_t5, monkeypatch):
+    validities, resolvers = _protocols(
+        {
+            "validity": {"window": "all"},
+            "protocols": {
+                "gold": {},
+                "rules": {"protocol": "rewrite"},
+                "model": {"protocol": "rewrite", "rewriter": "t5"},
+            },
+        },
+        {"t5": tiny_t5},
+        "cpu",
+    )
+    assert len(resolvers) == 1 and {protocol for protocol, _ in validities.values()} == {"gold", "rewrite"}
+    _, validity = validities["model"]
+    monkeypatch.setattr(validity.rewriter, "rewrite", lambda texts: [f"What about {text.question}" for text in texts])
+    reader = SmallAnswerer(build_reader(0, vocabulary=vocabulary_of(splits["train"])))
+    turns = run_protocol(splits["test"], reader, *validities["model"])
+    changed = [turn for turn in turns if turn.action == "rewritten"]
+    assert changed and all(turn.asked == f"What about {turn.gold_text.question}" for turn in changed)
+    assert not any(
+        turn.asked.startswith("What about") for turn in run_protocol(splits["test"], reader, *validities["rules"])
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------ BERT
@@ -259,7 +344,7 @@ def test_the_chat_runs_in_a_terminal_and_keeps_what_was_judged_when_it_is_left(w
 
     def until(text, again=b""):
         nonlocal shown
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while text not in shown and time.monotonic() < end:
             if select.select([main_end], [], [], 1)[0]:
                 shown += os.read(main_end, 65536).decode()
@@ -277,7 +362,7 @@ def test_the_chat_runs_in_a_terminal_and_keeps_what_was_judged_when_it_is_left(w
         # Ctrl-D, and again each silent second: one typed while readline is still taking the terminal over is dropped.
         os.write(main_end, b"\x04")
         until("Saved 1 judgements", again=b"\x04")
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=300) == 0
     finally:
         process.kill()
         process.wait()

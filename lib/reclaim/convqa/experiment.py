@@ -22,11 +22,12 @@ import torch
 from reclaim.convqa.coreference import CachedResolver
 from reclaim.convqa.data import load_dialogs
 from reclaim.convqa.dialogs import Dialog
+from reclaim.convqa.history import COREF_WINDOW
 from reclaim.convqa.live import converse
 from reclaim.convqa.protocols import Validity, run_protocol
 from reclaim.convqa.rankings import ranking_rows
 from reclaim.convqa.readers import AlwaysUnanswerable, BatchReader
-from reclaim.convqa.resolvers import build_resolver, build_rewriter
+from reclaim.convqa.resolvers import Seq2SeqRewriter, build_resolver, build_rewriter
 from reclaim.convqa.results import reader_rows, shown_conversations, shown_rows
 from reclaim.convqa.small_reader import SmallAnswerer
 from reclaim.convqa.training import Family, train_family
@@ -95,11 +96,16 @@ def run(
     baseline = {"reader": BASELINE, "family": BASELINE, "snapshot": 0, "history": False}
     readers[BASELINE] = {"variant": baseline, "folder": None}
     runs = {}
-    resolver = CachedResolver(build_resolver(spec["validity"], data, device))
+    protocols, resolvers = _protocols(spec, data, device)
     for name in progress(list(readers)):
         started = time.process_time()
         reader = load_reader(readers[name]["folder"], device)
-        runs[name] = _put_to_protocols(spec, reader, splits["test"], resolver, name, seed, data, device)
+        runs[name] = {
+            label: run_protocol(splits["test"], reader, protocol, validity)
+            for label, (protocol, validity) in protocols.items()
+        }
+        if spec.get("live"):
+            runs[name]["live"] = converse(splits["test"], reader, name, derive(seed, "live"), **spec["live"])
         seconds = {"measure": "evaluate_s", "value": time.process_time() - started, "unit": "s"}
         costs.append({"variant": readers[name]["variant"], **seconds})
     variants = {name: entry["variant"] for name, entry in readers.items()}
@@ -108,7 +114,8 @@ def run(
     if spec.get("live") and len(compared) > 1:
         rows, more = ranking_rows(splits["test"], {name: runs[name] for name in compared})
         metrics, items = metrics + rows, items + more
-    counts = {"texts_resolved": resolver.calls, "questions": sum(len(dialog.turns) for dialog in splits["test"])}
+    resolved = sum(resolver.calls for resolver in resolvers)
+    counts = {"texts_resolved": resolved, "questions": sum(len(dialog.turns) for dialog in splits["test"])}
     costs += [{"variant": {}, "measure": key, "value": float(n), "unit": "count"} for key, n in counts.items()]
     shown = shown_conversations(splits["test"], runs)
     first = next(iter(spec["families"]))
@@ -166,22 +173,24 @@ def vocabulary_of(dialogs: Sequence[Dialog]) -> list[str]:
     return make_vocabulary([*passages, *asked])
 
 
-def _put_to_protocols(spec, reader, dialogs, resolver, name, seed, data, device) -> dict[str, Any]:
-    """What a reader did under each protocol: turns by protocol, and its live conversations as `live`."""
-    done: dict[str, Any] = {}
+def _protocols(
+    spec: Mapping[str, Any], data: Mapping[str, Path], device: torch.device | str
+) -> tuple[dict[str, tuple[str, Validity]], list[CachedResolver]]:
+    """Protocol and rules of each entry of `protocols`, and the resolvers behind them: equal ones share what they resolved."""
+    resolvers: dict[str, CachedResolver] = {}
+    rewriters: dict[str | None, Seq2SeqRewriter | None] = {}
+    protocols = {}
     for label, changes in spec["protocols"].items():
-        options = {key: value for key, value in (spec["validity"] | (changes or {})).items() if key != "protocol"}
-        rewriter = build_rewriter(options.pop("rewriter", None), data, device)
-        window = options.pop("window", 2)
-        chosen = options.pop("resolver", None)
-        own = resolver if chosen == spec["validity"].get("resolver") else CachedResolver(
-            build_resolver({"resolver": chosen}, data, device)
-        )  # fmt: skip
-        validity = Validity(own, window=None if window == "all" else window, rewriter=rewriter, **options)
-        done[label] = run_protocol(dialogs, reader, (changes or {}).get("protocol", label), validity)
-    if spec.get("live"):
-        done["live"] = converse(dialogs, reader, name, derive(seed, "live"), **spec["live"])
-    return done
+        options = {"window": COREF_WINDOW, **spec["validity"], **(changes or {})}
+        protocol, chosen = options.pop("protocol", label), options.pop("resolver", "rules")
+        rewriter = options.pop("rewriter", None)
+        if str(chosen) not in resolvers:
+            resolvers[str(chosen)] = CachedResolver(build_resolver(chosen, data, device))
+        if rewriter not in rewriters:
+            rewriters[rewriter] = build_rewriter(rewriter, data, device)
+        options["window"] = None if options["window"] == "all" else options["window"]
+        protocols[label] = protocol, Validity(resolvers[str(chosen)], rewriter=rewriters[rewriter], **options)
+    return protocols, list(resolvers.values())
 
 
 def _keep(readers: Mapping[str, Mapping[str, Any]], into: Path) -> None:

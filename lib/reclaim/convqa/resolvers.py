@@ -20,9 +20,8 @@ from reclaim.convqa.words import find_words
 from reclaim.errors import InputError
 
 
-def build_resolver(spec: Mapping[str, Any], data: Mapping[str, Path], device: Any = "cpu") -> Resolver:
-    """The resolver that `spec["resolver"]` names: `rules`, or `{fastcoref: NAME of a model in data}`."""
-    chosen = spec.get("resolver", "rules")
+def build_resolver(chosen: str | Mapping[str, str], data: Mapping[str, Path], device: Any = "cpu") -> Resolver:
+    """The resolver `rules`, or that of `{fastcoref: NAME of a model in data}`."""
     if chosen == "rules":
         return RuleResolver()
     if isinstance(chosen, Mapping) and set(chosen) == {"fastcoref"}:
@@ -61,14 +60,12 @@ class FastcorefResolver:
 
 
 class Seq2SeqRewriter:
-    """A sequence-to-sequence model that reads `question ||| older turns` and writes the self-contained question."""
+    """A sequence-to-sequence model that reads the older turns and the question and writes the self-contained question."""
 
     def __init__(self, folder: str | Path, device: Any = "cpu", max_new_tokens: int = 64):
-        import reclaim.torchvision_shim  # noqa: F401
-        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+        from reclaim.models import load, load_tokenizer
 
-        self.model = AutoModelForSeq2SeqLM.from_pretrained(folder).to(device).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model, self.tokenizer = load(folder, "seq2seq").to(device), load_tokenizer(folder)
         self.max_new_tokens = max_new_tokens
 
     def rewrite(self, texts: Sequence[CorefText]) -> list[str]:

@@ -12,7 +12,7 @@ vocabulary is part of its configuration, so that a folder is a whole reader.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -285,19 +285,24 @@ class SmallAnswerer:
         """Load a saved reader."""
         return cls(AutoModel.from_pretrained(folder).to(device))
 
-    @torch.no_grad()
     def answer(self, requests: Sequence[Request]) -> list[str]:
         """The text of the best span of each request's passage, or CANNOTANSWER."""
-        answers: list[str] = []
+        return [text for part, output in self.outputs(requests) for text in self.texts(part, output)]
+
+    def outputs(self, requests: Sequence[Request]) -> Iterator[tuple[Sequence[Request], ReaderOutput]]:
+        """What the network says of the requests, batch by batch."""
         for start in range(0, len(requests), self.batch_size):
             part = requests[start : start + self.batch_size]
             encoded = [self.encoder(each.dialog.context, each.question, each.history) for each in part]
             batch = pad(encoded, self.model.device)
-            spans = self.model.decode(self.model(batch.input_ids, batch.flags, batch.question_ids))
-            answers += [
-                span_text(each.dialog.context, first, last) for each, (first, last) in zip(part, spans, strict=True)
-            ]
-        return answers
+            with torch.no_grad():
+                output = self.model(batch.input_ids, batch.flags, batch.question_ids)
+            yield part, output
+
+    def texts(self, part: Sequence[Request], output: ReaderOutput, threshold: float | None = None) -> list[str]:
+        """The answers of a batch; `threshold` of a separate head in the place of the reader's own."""
+        spans = self.model.decode(output, threshold)
+        return [span_text(each.dialog.context, first, last) for each, (first, last) in zip(part, spans, strict=True)]
 
 
 def span_text(context: str, first: int, last: int) -> str:

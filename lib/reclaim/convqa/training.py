@@ -8,6 +8,7 @@ exponentially over the steps, and a snapshot is the average at a step: readers o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from reclaim.convqa.dialogs import Dialog, DialogTurn
 from reclaim.convqa.history import Turn
 from reclaim.convqa.protocols import run_protocol
+from reclaim.convqa.readers import Request
 from reclaim.convqa.small_reader import NULL, Encoded, Encoder, SmallAnswerer, SmallReader, build_reader, pad
 from reclaim.convqa.words import find_words
 from reclaim.errors import InputError
@@ -168,12 +170,30 @@ def train_family(
 
 
 def best_threshold(model: SmallReader, encoder: Encoder, dev: Sequence[Dialog]) -> float:
-    """The threshold of the separate head that gives the best F1 under gold history; the lowest of equal ones."""
+    """The threshold of the separate head that gives the best F1 under gold history; the lowest of equal ones.
+
+    There no answer is part of a later input, so that the reader has to see each question once: for its best span, and for
+    how probable no answer is.
+    """
+    reader = SmallAnswerer(model, encoder)
+    spans: dict[str, str] = {}
+    none: dict[str, torch.Tensor] = {}
+    for number in range(max((len(dialog.turns) for dialog in dev), default=0)):
+        asked = [dialog for dialog in dev if number < len(dialog.turns)]
+        requests = [Request(each, each.turns[number].question, tuple(gold_history(each, number))) for each in asked]
+        for part, output in reader.outputs(requests):
+            ids = [each.dialog.turns[number].id for each in part]
+            spans.update(zip(ids, reader.texts(part, output, threshold=math.inf), strict=True))
+            assert output.no_answer_logits is not None  # the separate head's
+            none.update(zip(ids, output.no_answer_logits.sigmoid(), strict=True))
     questions = [question for dialog in dev for question in dialog.scored_questions()]
+    answered = score_questions(questions, spans)
+    unanswered = score_questions(questions, dict.fromkeys(spans, NO_ANSWER))
     found = {}
     for threshold in THRESHOLDS:
-        model.config.threshold = threshold
-        turns = run_protocol(dev, SmallAnswerer(model, encoder), "gold")
-        scored = score_questions(questions, {turn.question: turn.answer for turn in turns if turn.answer is not None})
+        scored = [
+            left if none[left.question.id] >= threshold else taken
+            for taken, left in zip(answered, unanswered, strict=True)
+        ]
         found[threshold] = corpus_scores(scored)["f1"][0]
     return max(found, key=lambda threshold: (found[threshold], -threshold))
