@@ -43,13 +43,17 @@ note). A check is a level (`where`: at_least, at_most or between, in every run, 
 mean_at_most for the mean; one of means alone need not be paired by seed). An `optional` check is skipped, with a
 note, where it has no rows.
 
+The best of several baselines, taken per seed, lies above each of them where they differ by noise alone. So a claim that
+holds against it holds against all; but what lies below it may be below none of them. Such a claim is contradicted only
+where one of the baselines, the same in all seeds, contradicts it too, at a level divided by their number.
+
 The verdict is on the raw 95 % interval. Beside it stand Holm's p value within the paper, over its claims with an
 interval in this run, and the decision that it gives.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -145,12 +149,7 @@ def _measure_and_decide(claim: Claim, run: Run, planned: Seeds, row: dict[str, A
     seeds = sorted(set().union(*lists)) if lists else None
     arms = _arms(claim, run)
     sides, open_keys = paired_sides(run, _table(claim), claim, claim, arms, claim.direction == "higher", seeds)
-    if claim.kind == "ratio":
-        values = ratios(per_seed(sides["treatment"]), per_seed(sides["baseline"]))
-        each = values
-    else:
-        values = sum(arm.weight * sides[arm.name] for arm in arms)
-        each = per_seed(values)
+    values, each = _estimated(claim, sides, arms)
     seeds = [int(seed) for seed in each.index]
     interval = _interval(claim, values, each)
     row.update(
@@ -168,14 +167,17 @@ def _measure_and_decide(claim: Claim, run: Run, planned: Seeds, row: dict[str, A
     if interval.n < claim.min_seeds:
         verdict, reason = "inconclusive", f"{_seeds(interval.n)}; at least {claim.min_seeds} are needed"
     else:
-        verdict, reason = _verdict(claim, run, interval, values, each)
+        p_against = _p_against(claim, run, interval, seeds)
+        verdict, reason = _verdict(claim, run, interval, values, each, p_against)
         if claim.resample != "exact":
-            low, high, below, above = _region(claim)
-            row["p_value"] = min(interval.p_inside(low, high), interval.p_outside(below, above))
+            low, high, _, _ = _region(claim)
+            row["p_value"] = min(interval.p_inside(low, high), p_against)
+            if interval.sd == 0:
+                reason += "; all seeds are equal, and an interval of no width is no certainty"
     if verdict == "inconclusive" and claim.resample != "exact" and not _supports(claim, interval.low, interval.high):
-        row["seeds_needed"] = _needed(claim, interval)
+        row["seeds_needed"], supposed = _needed(claim, interval)
         if row["seeds_needed"]:
-            reason += f"; about {_seeds(row['seeds_needed'])} would decide at this spread"
+            reason += f"; about {_seeds(row['seeds_needed'])} would decide at this spread, {supposed}"
     warned, more = failed_checks(claim.warnings, claim, run, seeds)
     row.update(verdict=verdict, reason="; ".join([reason, *notes, *more, *(f"warning: {text}" for text in warned)]))
 
@@ -220,6 +222,15 @@ def _table(claim: Claim) -> str:
     return "items" if claim.resample == "seeds_and_items" else claim.table
 
 
+def _estimated(claim: Claim, sides: pd.DataFrame, arms: Sequence[Arm]) -> tuple[pd.Series, pd.Series]:
+    """Give what is estimated, by seed, cell and item (ratios: by seed), and its one number per seed."""
+    if claim.kind == "ratio":
+        values = ratios(per_seed(sides["treatment"]), per_seed(sides["baseline"]))
+        return values, values
+    values = sum(arm.weight * sides[arm.name] for arm in arms)
+    return values, per_seed(values)
+
+
 def _interval(claim: Claim, values: pd.Series, each: pd.Series) -> stats.Interval:
     if claim.resample == "seeds_and_items":
         return stats.seed_and_item_interval(strata(values), derive(0, claim.paper, claim.claim))
@@ -255,13 +266,34 @@ def _supports(claim: Claim, low: float, high: float) -> bool:
     return low > least and high < most
 
 
-def _verdict(claim: Claim, run: Run, interval: stats.Interval, values: pd.Series, each: pd.Series) -> tuple[str, str]:
+def _p_against(claim: Claim, run: Run, interval: stats.Interval, seeds: Sequence[int]) -> float:
+    """Give the p value of lying wholly where a claim is contradicted.
+
+    Of several baselines: the smallest one against any of them in all seeds, times their number.
+    """
+    _, _, below, above = _region(claim)
+    candidates = (claim.baseline or {}).get("best_of")
+    if candidates is None:
+        return interval.p_outside(below, above)
+    p_values = []
+    for candidate in candidates:
+        alone = replace(claim, baseline=candidate)
+        arms = _arms(alone, run)
+        sides, _ = paired_sides(run, _table(alone), alone, alone, arms, True, seeds)
+        p_values.append(_interval(alone, *_estimated(alone, sides, arms)).p_outside(below, above))
+    return min(1.0, len(candidates) * min(p_values))
+
+
+def _verdict(
+    claim: Claim, run: Run, interval: stats.Interval, values: pd.Series, each: pd.Series, p_against: float
+) -> tuple[str, str]:
     low, high, below, above = _region(claim)
     subject = f"the interval over {_seeds(interval.n)}"
-    if interval.high < below:
-        return "contradicted", f"{subject} lies wholly below {below:g}"
-    if interval.low > above:
-        return "contradicted", f"{subject} lies wholly above {above:g}"
+    beyond = f"below {below:g}" if interval.high < below else f"above {above:g}" if interval.low > above else ""
+    if beyond and "best_of" in (claim.baseline or {}) and claim.resample != "exact" and p_against >= ALPHA:
+        return "inconclusive", f"{subject} lies wholly {beyond}, but not against any one of the baselines"
+    if beyond:
+        return "contradicted", f"{subject} lies wholly {beyond}"
     if not _supports(claim, interval.low, interval.high):
         return "inconclusive", f"{subject} reaches over the claim's bound ({span(low, high)})"
     failed, notes = failed_checks(claim.guards, claim, run, [int(seed) for seed in each.index])
@@ -293,21 +325,26 @@ def _disagreeing(claim: Claim, values: pd.Series, each: pd.Series) -> list[str]:
     return [f"signs: by their {by}, seeds {', '.join(others)} do not support it"]
 
 
-def _needed(claim: Claim, interval: stats.Interval) -> int | None:
-    """Seeds for 80 % power at the observed spread.
+def _needed(claim: Claim, interval: stats.Interval) -> tuple[int | None, str]:
+    """Seeds for 80 % power at the observed spread, and what is supposed of the true value.
 
-    The distance to the bound is taken from `effect`; else the margin (not_inferior, equivalent: as if there were no
-    difference); else `min_effect`; else what was observed. Where that would have decided already, what was observed
-    is taken too.
+    Supposed is `effect`, else `min_effect` (superior), or no difference (not_inferior, equivalent), else what was observed;
+    also where the former would have decided already.
     """
     low, high, below, above = _region(claim)
     test = _test(claim)
-    assumed = claim.effect or (claim.margin if test in ("not_inferior", "equivalent") else claim.min_effect) or 0.0
-    needed = stats.seeds_needed(interval.sd, assumed, two_bounds=test == "equivalent")
+    if test == "superior":
+        effect = claim.effect or claim.min_effect or 0.0
+        distance, supposed = effect - claim.margin, f"if the true value is {effect:g}"
+    else:
+        distance = claim.margin if test in ("not_inferior", "equivalent") else 0.0
+        supposed = "if there is no true difference"
+    needed = stats.seeds_needed(interval.sd, distance, two_bounds=test == "equivalent")
     if needed is None or needed <= interval.n:
         distances = [abs(interval.estimate - bound) for bound in (low, high, below, above) if math.isfinite(bound)]
         needed = stats.seeds_needed(interval.sd, min(distances))
-    return None if needed is None else max(needed, interval.n + 1, claim.min_seeds)
+        supposed = "if the true value is the one seen"
+    return (None if needed is None else max(needed, interval.n + 1, claim.min_seeds)), supposed
 
 
 # ---------------------------------------- what is printed

@@ -213,6 +213,21 @@ def test_the_best_baseline_is_taken_per_seed():
     assert missing.verdict == "not_testable" and "third" in missing.reason
 
 
+def test_what_lies_below_the_best_of_several_but_below_none_of_them_is_not_contradicted():
+    old = [{"method": "old", "kind": kind} for kind in "ab"]
+    entry = claim(baseline={"best_of": old})
+    # Each baseline is 4 points above in two seeds and level in the others: the better one is always 4 points above.
+    noise = rows([0.64, 0.6, 0.64, 0.6], old[0]) + rows([0.6, 0.64, 0.6, 0.64], old[1]) + rows(0.6 + TIGHT, T)
+    result = run(entry, noise)
+    assert result.high < 0 and result.verdict == "inconclusive" and "any one of the baselines" in result.reason
+    assert result.p_value > 0.05 and result.seeds_needed > 4
+    better = rows(0.64 - TIGHT, old[0]) + rows(0.6 - TIGHT, old[1]) + rows(0.6 + TIGHT, T)
+    result = run(entry, better)
+    alone = run(claim(baseline=old[0]), better)
+    assert result.verdict == alone.verdict == "contradicted"
+    assert result.p_value == pytest.approx(2 * alone.p_value)
+
+
 def test_costs_are_claims_too():
     def cost(method, value, seed):
         base = {"paper": "paper", "experiment": "main", "variant": {"method": method}, "seed": seed, "value": value}
@@ -496,6 +511,18 @@ def test_seeds_needed_is_for_the_effect_of_interest():
     sd = np.std(wide, ddof=1)
     assert result.seeds_needed == pytest.approx((2.8 * sd / 0.02) ** 2, rel=0.1)
     assert f"about {result.seeds_needed} seeds would decide" in result.reason
+    assert "if there is no true difference" in result.reason
+    # The distance is from the effect to the bound, which a margin moves.
+    moved = run(claim(margin=0.03, effect=0.05), arms(wide))
+    assert moved.seeds_needed == run(claim(effect=0.02), arms(wide)).seeds_needed
+    assert "if the true value is 0.05" in moved.reason
+    assert "if the true value is the one seen" in run(claim("bound", at_least=0.61), arms(wide)).reason
+
+
+def test_equal_seeds_decide_with_a_word_of_caution():
+    result = run(claim(margin=0.02), arms([0.05] * 4))
+    assert (result.verdict, result.low, result.high) == ("supported", result.estimate, result.estimate)
+    assert "no certainty" in result.reason and "no certainty" not in run(claim(), arms(0.05 + TIGHT)).reason
 
 
 # -------------------------------------------------------------------------------------------------------- invariances
@@ -597,6 +624,18 @@ def level(value):
     return lambda rng: [(T, rng.normal(value, 0.02, 4))]
 
 
+SEVERAL = [{**B, "kind": kind} for kind in "abcd"]
+
+
+def several(shift):
+    """One treatment against four baselines that are equal but for noise."""
+
+    def draw(rng):
+        return [({**T}, rng.normal(0.6 + shift, 0.02, 4)), *((each, rng.normal(0.6, 0.02, 4)) for each in SEVERAL)]
+
+    return draw
+
+
 INTERACTION = claim("interaction", at={"k": "a"}, against={"k": "b"})
 # At the bound, each wrong side may come out in 2.5 % of the runs; 3 Monte Carlo standard errors at 120 runs are 4.3
 # points. test_stats.py has more runs of each interval.
@@ -612,9 +651,10 @@ SIDE = 0.025 + 0.043
         (claim("ratio", at_least=0.95), scaled(0.95), scaled(1.1), scaled(0.8)),
         (claim("bound", at_least=0.5), level(0.5), level(0.6), level(0.4)),
         (slope_claim(), levels(0.0), levels(0.06), levels(-0.06)),
+        (claim(baseline={"best_of": SEVERAL}), several(0.0), several(0.15), several(-0.15)),
         (INTERACTION, pairs(pair(0.05, k="a"), pair(0.05, k="b")), pairs(pair(0.2, k="a"), pair(0.0, k="b")), None),
     ],
-    ids=["superior", "not_inferior", "equivalent", "ratio", "bound", "slope", "interaction"],
+    ids=["superior", "not_inferior", "equivalent", "ratio", "bound", "slope", "best_of", "interaction"],
 )
 def test_false_positives_are_rare_and_effects_are_found(entry, at_the_bound, beyond, short_of):
     supported, contradicted = simulated(entry, at_the_bound)

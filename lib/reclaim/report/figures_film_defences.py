@@ -137,8 +137,8 @@ def _span(tables: SystemTables) -> Exhibit | None:
         lines,
         "different inputs N / width of the span",
         "The span test on the gradient of the first attention layer. N counts different (word, position) pairs with a "
-        "target; the width is that of the model, or LoRA's r. Below it the bag is exact, from it on it is the whole "
-        f"vocabulary. Of single sentences with frozen embeddings, {_exact(tables)} % came out word by word.",
+        "target; the width is that of the model, or LoRA's r. Below it the test can be exact; where the span fills the "
+        f"space, every word passes. Of single sentences with frozen embeddings, {_exact(tables)} % came out word by word.",
     )
 
 
