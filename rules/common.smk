@@ -14,23 +14,27 @@ environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(BASE / "lib"), environ
 from snakemake.caching import LOCATION_ENVVAR
 from snakemake.exceptions import WorkflowError
 
+from reclaim.claims_yaml import load_claims
 from reclaim.config import check_config, input_names
 from reclaim.errors import InputError
+from reclaim.fetch import model_source_files
 from reclaim.io import write_json
 from reclaim.plan import dotted, make_plan, measurement_jobs, measurement_parts, targets
-from reclaim.provenance import fingerprint, pins_digest, verify_cache
+from reclaim.provenance import fingerprint, pins_digest
+from reclaim.seals import verify_cache
 from reclaim.slurm import cancel_left_over
 from reclaim.sources import modules_of, source_files
 
 try:
     check_config(config, BASE / "schemas" / "config.schema.json")
+    if workflow.is_main_process:  # A fault there should not wait for the run's last job.
+        load_claims("claims.yaml", "schemas/claims.schema.json")
     # What `all` makes, and all that has a target.
     RUN = make_plan(config)
     CHOSEN = [*config["run"], *config.get("on_request", [])]
     PLAN = make_plan(config, CHOSEN)
     PARTS = {chosen: measurement_parts(spec) for chosen, spec in PLAN.measurements.items()}
     TARGETS = {name: make_plan(config, chosen) for name, chosen in targets(config).items()}
-    SOURCE_FILES = {name: source_files(config["data"][name], f"config: data.{name}.files") for name in RUN.data}
 except InputError as error:
     raise WorkflowError(str(error)) from None
 

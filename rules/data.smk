@@ -75,6 +75,8 @@ rule pmi:
 
 
 rule model:
+    input:
+        model_files,
     output:
         model=directory(f"{RESULTS}/models/{{model}}"),
         cost=f"{RESULTS}/costs/model/{{model}}.json",

@@ -1,15 +1,25 @@
 # Look-ups: what each stage's rules take as input and parameters, from the plan and the configuration.
 
 
+@cache
+def user_files(section, name):
+    """The user's own files behind an entry of `data` or `models`: a change of one makes it anew.
+
+    A missing one ends the run with one message: what an input function raises, Snakemake would show with a traceback.
+    """
+    find = {"data": source_files, "models": model_source_files}[section]
+    try:
+        return find(config[section][name], f"config: {section}.{name}")
+    except InputError as error:
+        sys.exit(str(error))
+
+
 def data_files(wildcards):
-    """The user's own files behind a local data set: a change of one makes the data set anew."""
-    if wildcards.dataset not in SOURCE_FILES:
-        place = f"config: data.{wildcards.dataset}.files"
-        try:
-            SOURCE_FILES[wildcards.dataset] = source_files(config["data"][wildcards.dataset], place)
-        except InputError as error:
-            raise WorkflowError(str(error)) from None
-    return SOURCE_FILES[wildcards.dataset]
+    return user_files("data", wildcards.dataset)
+
+
+def model_files(wildcards):
+    return user_files("models", wildcards.model)
 
 
 def tokenizer_inputs(wildcards):
@@ -136,15 +146,16 @@ METRIC_FOLDERS = metric_folders(RUN)
 
 
 def fetched(plan):
-    """Folders of the models and data sets of a plan that come from the Hub."""
+    """Folders of the models and data sets of a plan that come from the Hub, or from a repository of Git."""
     models = [name for name in plan.models if config["models"][name]["source"] == "hub"]
-    data = [name for name in plan.data if config["data"][name]["source"] == "hub"]
+    data = [name for name in plan.data if config["data"][name]["source"] in ("hub", "git")]
     return [f"{RESULTS}/models/{name}" for name in models] + [f"{RESULTS}/data/{name}" for name in data]
 
 
 def fetch_specs(plan):
-    """The folders of `fetched` with what lies behind each."""
-    return {path: config[Path(path).parent.name][Path(path).name] for path in fetched(plan)}
+    """The folders of `fetched` with what lies behind each, where the Hub knows its size."""
+    specs = {path: config[Path(path).parent.name][Path(path).name] for path in fetched(plan)}
+    return {path: spec for path, spec in specs.items() if spec["source"] == "hub"}
 
 
 def cost_files():

@@ -57,6 +57,16 @@ def fetch(source: Mapping[str, Any], out_dir: str | Path, state_dir: str | Path 
     _settle(state, out_dir)
 
 
+def model_source_files(source: Mapping[str, Any], place: str) -> list[str]:
+    """The user's own files behind a local model ([] for one of the Hub); raises `InputError` for a folder without a model."""
+    if source["source"] != "local":
+        return []
+    folder = expand_path(source["path"], f"{place}.path")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{place}.path", f"no {folder / 'config.json'}", "a model folder written by save_pretrained")
+    return sorted(str(path) for part in (folder, folder / PROJECTION) for path in part.glob("*") if path.is_file())
+
+
 def _settle(state: Path, out_dir: Path) -> None:
     """Move the files of a model to their place, weights as safetensors."""
     for folder in (state, state / PROJECTION):

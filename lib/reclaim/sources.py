@@ -11,10 +11,11 @@ from reclaim.errors import InputError
 from reclaim.world.generators import GENERATORS, module_name
 
 MODULES = {
-    "segmentation": "vision.images",
+    "segmentation": "vision.segmentation_data",
     "labelled_images": "vision.image_sets",
     "cited_qa": "alce.data",
     "answer_judgements": "alce.human_data",
+    "prompt_files": "alce.prompt_files",
     "conversations": "convqa.data",
     "dialogues": "cringe.dialogues",
     "judgements": "convqa.data",

@@ -1,10 +1,25 @@
 """What is made again after which change; that every overlay plans cleanly; that faults end in one message."""
 
-import time
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 ENDS = {"tables", "claims", "page", "all"}
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """The processes that the block starts may use so much processor time: how long that takes, the machine's load decides."""
+
+    def used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = used()
+    yield
+    assert used() - before < seconds
 
 
 def test_a_finished_run_has_nothing_to_do(finished):
@@ -96,10 +111,9 @@ def test_touch_accepts_what_is_there(workflow, edit):
 
 @pytest.mark.parametrize("overlay", [None, "smoke", "overnight", "paper"])
 def test_every_overlay_plans_from_nothing(workflow, overlay):
-    started = time.monotonic()
-    jobs = workflow.planned("--forceall", overlay=overlay)
+    with at_most(60):
+        jobs = workflow.planned("--forceall", overlay=overlay)
     assert {"data", "pretrain", "finetune_mezo", "finetune_backprop", "evaluate"} | ENDS <= set(jobs)
-    assert time.monotonic() - started < 60
 
 
 ISIC = {
@@ -122,6 +136,7 @@ ISIC = {
         ("alce_asqa_vicuna", {"model", "measure"}),
         ("mezo_large_models", {"model", "prompt", "finetune_mezo", "evaluate"}),
         ("fetch_icl", {"model"}),
+        ("fetch_alce_asqa_vicuna", {"model"}),
     ],
 )
 def test_a_system_of_the_paper_overlay_plans_alone(workflow, tmp_path, system, rules):
@@ -129,12 +144,12 @@ def test_a_system_of_the_paper_overlay_plans_alone(workflow, tmp_path, system, r
         for name in (f"{images}/ISIC_1.jpg", f"{masks}/ISIC_1_Segmentation.png"):
             (tmp_path / name).parent.mkdir()
             (tmp_path / name).touch()
-    for name in ("psgs_w100.tsv", "sphere.jsonl"):
+    (tmp_path / "roberta-large-squad").mkdir()
+    for name in ("psgs_w100.tsv", "sphere.jsonl", "roberta-large-squad/config.json"):
         (tmp_path / name).touch()
-    started = time.monotonic()
-    jobs = workflow.planned(system, overlay="paper", ISIC=str(tmp_path), RECLAIM_HUB=str(tmp_path))
+    with at_most(30):
+        jobs = workflow.planned(system, overlay="paper", ISIC=str(tmp_path), RECLAIM_HUB=str(tmp_path))
     assert set(jobs) == {"data", system} | rules
-    assert time.monotonic() - started < 30
 
 
 def test_the_example_of_local_data_plans(workflow, tmp_path):
@@ -176,6 +191,50 @@ def test_a_faulty_config_ends_in_one_message(workflow, edit, old, new, place):
     assert len(result.stdout.strip().splitlines()) < 8
 
 
-def test_a_missing_file_of_the_user_ends_in_one_message(workflow, tmp_path):
-    result = workflow.run("--dry-run", overlay="local-data.example", RECLAIM_DATA=str(tmp_path))
-    assert result.returncode != 0 and "no file" in result.stdout and "Traceback" not in result.stdout
+@pytest.mark.parametrize(
+    ("target", "overlay", "variable", "key", "file"),
+    [
+        ("all", "local-data.example", "RECLAIM_DATA", "data.", "no file {folder}/"),
+        ("stm_unet", "paper", "ISIC", "data.isic201", "{folder}/IS"),
+        ("alce_asqa_vicuna", "paper", "RECLAIM_HUB", "models.roberta-large-squad.path", "{folder}/roberta-large-squad"),
+        ("results/paper/data/quac", "paper", "RECLAIM_DATA", "data.quac.files.train", "{folder}/quac/train_v0.2.json"),
+    ],
+    ids=["in the run", "on request", "a model", "by its file"],
+)
+def test_a_missing_file_of_the_user_ends_in_one_message(workflow, tmp_path, target, overlay, variable, key, file):
+    result = workflow.run(target, "--dry-run", overlay=overlay, **{variable: str(tmp_path)})
+    assert result.returncode != 0 and "Traceback" not in result.stdout
+    message = result.stdout.strip().splitlines()[-1]
+    assert f"config: {key}" in message and file.format(folder=tmp_path) in message
+
+
+USERS_OWN = """
+results: results/mine
+run: [alce/asqa]
+data:
+  prompts: {kind: prompt_files, source: local, path: mine/prompts}
+models:
+  reader: {source: local, path: mine/reader, family: masked}
+experiments:
+  alce:
+    asqa:
+      seeds: [601]
+      data: [facts, facts-asqa, prompts]
+      needs: {indexes: [facts-bm25], models: [reader]}
+      prompts: prompts
+      reader: {model: reader}
+"""
+
+
+def test_a_changed_file_of_the_user_makes_again_what_rests_on_it(workflow):
+    (workflow.folder / "config" / "mine.yaml").write_text(USERS_OWN)
+    for name in ("prompts/asqa_default.json", "reader/config.json", "reader/model.safetensors"):
+        (workflow.folder / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (workflow.folder / "mine" / name).write_text("as it was")
+    target = "results/mine/measure/alce/asqa/alce.s601"
+    assert workflow.run(target, "--quiet", "all", overlay="mine").returncode == 0
+    assert workflow.planned(target, overlay="mine") == {}
+    for name, rule in (("prompts/asqa_default.json", "data"), ("reader/model.safetensors", "model")):
+        (workflow.folder / "mine" / name).write_text("edited")
+        assert set(workflow.planned(target, overlay="mine")) == {rule, "measure"}
+        assert workflow.run(target, "--quiet", "all", overlay="mine").returncode == 0

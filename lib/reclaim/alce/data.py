@@ -27,6 +27,7 @@ import pandas as pd
 
 from reclaim.alce.prompts import Item
 from reclaim.data_local import expand_path, sha256
+from reclaim.data_spec import check_keys
 from reclaim.errors import InputError
 from reclaim.io import atomic_path, read_json, write_json, write_parquet
 from reclaim.seeding import derive
@@ -44,14 +45,7 @@ SOURCES = {
 
 def check_spec(spec: Mapping[str, Any], place: str) -> None:
     """Check an entry of `data:` whose kind is `cited_qa` without touching a file; raises InputError."""
-    if spec.get("source") not in SOURCES:
-        raise InputError(f"{place}.source", repr(spec.get("source")), f"one of {', '.join(SOURCES)}")
-    needed, possible = SOURCES[spec["source"]]
-    keys = set(spec) - {"kind", "source"}
-    for key in sorted(keys - needed - possible):
-        raise InputError(f"{place}.{key}", "an unknown key", f"one of {', '.join(sorted(needed | possible))}")
-    for key in sorted(needed - keys):
-        raise InputError(place, f"no key {key!r}", f"it, for the source {spec['source']}")
+    check_keys(spec, place, SOURCES)
     if spec["task"] not in TASKS:
         raise InputError(f"{place}.task", repr(spec["task"]), f"one of {', '.join(TASKS)}")
     for key in ("questions", "num_names", "num_types", "limit"):
@@ -60,10 +54,6 @@ def check_spec(spec: Mapping[str, Any], place: str) -> None:
     worlds = spec.get("worlds", [0])
     if not isinstance(worlds, list) or not worlds or any(type(world) is not int or world < 0 for world in worlds):
         raise InputError(f"{place}.worlds", repr(worlds), "a list of numbers from 0")
-    if spec["source"] == "hub" and not (
-        len(spec["revision"]) == 40 and set(spec["revision"]) <= set("0123456789abcdef")
-    ):
-        raise InputError(f"{place}.revision", repr(spec["revision"]), "a commit hash of 40 digits")
 
 
 def source_files(spec: Mapping[str, Any], place: str) -> list[str]:
@@ -72,7 +62,7 @@ def source_files(spec: Mapping[str, Any], place: str) -> list[str]:
         return []
     path = expand_path(spec["file"], f"{place}.file")
     if not path.is_file():
-        raise InputError(place, f"no file {path}", "a file", "Correct the path, or set the variable it starts with.")
+        raise InputError(f"{place}.file", f"no file {path}", "a file", "Correct the path.")
     return [str(path)]
 
 

@@ -27,9 +27,9 @@ from reclaim.alce.judge import CachedJudge, FunctionJudge, agreement
 from reclaim.alce.judge_training import prepare_judge
 from reclaim.alce.pictures import answers_picture
 from reclaim.alce.prepare import RememberingEncoder, Workshop, prepare_encoder, prepare_features, prepare_generator
+from reclaim.alce.prompt_files import prompt_folder
 from reclaim.alce.retrieve import retrieval_rows, retrieve, world_sizes
 from reclaim.alce.systems import Answered, Desk, arms_of
-from reclaim.data_local import expand_path
 from reclaim.metrics.mauve import Encoder
 from reclaim.metrics.sentences import Splitter, sentence_splitter
 from reclaim.state import begin_state
@@ -54,7 +54,7 @@ def run(
 
     `spec`: `questions` and `passages` (data sets; passages are needed for indexes), `retrievers` (`reclaim.alce.retrieve`),
     `encoder`, `generator`, `closed_book` (`reclaim.alce.prepare`), `judge` (`reclaim.alce.judge_training`), `systems`
-    (`reclaim.alce.systems.Arm`, lists for several values), `prompts` (a folder with the official prompt files), `miss`,
+    (`reclaim.alce.systems.Arm`, lists for several values), `prompts` (a data set of official prompt files), `miss`,
     `measures` (of `reclaim.alce.evaluate`), `reader` (`model`, `batch_size`: of the measure qa), `fluency` (`model`,
     `batch_size`, `dtype`: of MAUVE's features; hashed n-grams without it). Of data with several worlds that of the seed is
     used.
@@ -63,7 +63,7 @@ def run(
     depends on spec, data, seed and code only; behind an endpoint on what it answers, too.
     """
     state_dir = Path(state_dir)
-    prompts = expand_path(spec["prompts"], "prompts") if "prompts" in spec else None
+    prompts = prompt_folder(spec["prompts"], data) if "prompts" in spec else None
     # Answers of an endpoint were paid for; their keys say what they answer.
     begin_state(state_dir, spec, seed, data, __name__, keep=".answers.jsonl")
     items, task = load_items(data[spec["questions"]], seed), task_of(data[spec["questions"]])
@@ -108,13 +108,15 @@ def run(
         task, seed, items, documents, generator, closed_book, encode, judge, exact, split, state_dir,
         prompts, world, spec.get("miss", 0.0),
     )  # fmt: skip
+    # A model made here has no name; others are compared across experiments.
+    common = {"task": task} | ({"generator": spec["generator"]["model"]} if "model" in spec["generator"] else {})
     per_item: list[dict] = []
     answered: list[Answered] = []
     for arm in progress(arms_of(spec["systems"])):
         with clock("generation"):
             answered.append(desk.answer(arm))
         with clock("evaluation"):
-            for row in _arm_rows(answered[-1], desk, spec.get("measures"), reader, features):
+            for row in _arm_rows(answered[-1], common, desk, spec.get("measures"), reader, features):
                 (per_item if "item" in row else metrics).append(row)
     requests = {"judge_requests": judge.requests, "judge_calls": judge.judged, "judge_batches": judge.batches}
     costs = [
@@ -159,11 +161,19 @@ class Clock:
 
 
 def _arm_rows(
-    answered: Answered, desk: Desk, measures: Sequence[str] | None, reader: Reader | None, features: Encoder
+    answered: Answered,
+    common: Mapping[str, str],
+    desk: Desk,
+    measures: Sequence[str] | None,
+    reader: Reader | None,
+    features: Encoder,
 ) -> Iterator[dict[str, Any]]:
-    """Metric rows of an arm under both judges and scorings, and rows of its items (legacy scoring only)."""
+    """Metric rows of an arm under both judges and scorings, and rows of its items (legacy scoring only).
+
+    `common` is what the variants of all arms share.
+    """
     flat = list(answered.flat())
-    variant = {"task": desk.task, **answered.arm.variant}
+    variant = {**common, **answered.arm.variant}
     wanted = tuple(measures) if measures else ("correctness", "qa", "claims", "citations", "rouge", "mauve")
     judged: dict[str, Evaluation] = {}
     for name, judge in (("model", desk.judge), ("exact", desk.exact)):

@@ -39,7 +39,7 @@ def source_files(spec: Mapping[str, Any], place: str) -> list[str]:
     """The user's file; raises InputError where it is not there."""
     path = expand_path(spec["file"], f"{place}.file")
     if not path.is_file():
-        raise InputError(place, f"no file {path}", "a file", "Correct the path, or set the variable it starts with.")
+        raise InputError(f"{place}.file", f"no file {path}", "a file", "Correct the path.")
     return [str(path)]
 
 

@@ -3,7 +3,7 @@
 Source: Gao et al. 2023 (ALCE), section 4 and appendix; the string rules are those of the official code. A prompt is a number
 of demonstrations, each an instruction, a question, documents and an answer, and the same form for the question at hand, open
 behind `Answer:`. Instructions are in our own words (`reclaim/templates/alce.yaml`) unless a folder of the official prompt files
-is given (`prompts/` of princeton-nlp/ALCE at commit 246c476); demonstrations come with those files, or from the data.
+is given (`reclaim.alce.prompt_files`); demonstrations come with those files, or from the data.
 
 Placeholders are replaced in the official order, {INST}, {Q}, {D}, then {A} everywhere, so that one inside a question or a
 document is replaced, too. An answer is glued to `Answer:` without a blank, as there.
@@ -76,7 +76,7 @@ def load_prompts(
     if folder is not None:
         path = Path(folder) / f"{task}_{mode}.json"
         if not path.exists():
-            remedy = "Copy `prompts/` of the official repository there, or leave the key out for prompts in our words."
+            remedy = "Leave the key `prompts` out for prompts in our words."
             raise InputError(str(path), "no such file", "an official prompt file", remedy)
         return Prompts.from_official(read_json(path), str(path))
     templates = own_templates()

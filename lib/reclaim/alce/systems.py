@@ -9,7 +9,7 @@ among samples share these samples, so that RERANK, its control and VANILLA diffe
     rerank_exact      by the exact judge of the world: what reranking could reach
     random_pick       one of the samples at random: the control of rerank, no better than vanilla
     shuffled          vanilla with each citation replaced by that of another passage: a control, whose recall must collapse
-    summary, snippet  passages shortened; interact: shortened, and the model may look at some in full
+    summary, snippet  passages shortened; interact, interact_snippet: so, and the model may look at some in full
     inline_search     no passages, the model searches those retrieved while it writes, and what it saw is cited
     post_hoc          closed book, each statement with the passage that the encoder finds for it
     vanilla_post_hoc  vanilla with its own citations replaced in this way
@@ -42,7 +42,9 @@ from reclaim.metrics.sentences import Splitter
 from reclaim.seeding import derive
 
 KEYS = ("system", "retriever", "ndoc", "shot", "prompt")
-GENERATED = ("vanilla", "summary", "snippet", "interact", "inline_search")
+SHORTER = {"summary": "summary", "snippet": "extraction", "interact": "summary", "interact_snippet": "extraction"}
+INTERACTIVE = {"interact": "doc_id", "interact_snippet": "doc_id", "inline_search": "search"}
+GENERATED = ("vanilla", "summary", "snippet", *INTERACTIVE)
 CHOSEN = ("rerank", "rerank_official", "rerank_exact", "random_pick")
 CHANGED = ("shuffled", "vanilla_post_hoc")
 SYSTEMS = (*GENERATED, *CHOSEN, *CHANGED, "post_hoc", "top_passage", "top_sentences")
@@ -155,13 +157,12 @@ class Desk:
         return Answered(arm, made, outputs)
 
     def _write(self, arm: Arm, items: list[Item], generator: TextGenerator, name: str, mode: str | None) -> list[Item]:
-        shorter = {"summary": "summary", "snippet": "extraction", "interact": "summary"}.get(arm.system)
-        modes = {"summary": "sum_or_ext", "snippet": "sum_or_ext", "interact": "interact_doc_id"}
-        mode = mode or modes.get(arm.system, "interact_search" if arm.system == "inline_search" else arm.prompt)
+        shorter, query = SHORTER.get(arm.system), INTERACTIVE.get(arm.system)
+        mode = mode or (f"interact_{query}" if query else "sum_or_ext" if shorter else arm.prompt)
         if shorter and self.world is not None:
             rng = np.random.default_rng(derive(self.seed, "short texts", arm.retriever))
             items = add_short_texts(items, SHORT_DEPTH, self.miss, rng)
-        searching = arm.system == "inline_search"
+        searching = query == "search"
         settings = PromptSettings(
             shot=arm.shot,
             ndoc=0 if searching or mode == "closedbook" else arm.ndoc,
@@ -172,9 +173,9 @@ class Desk:
         demos = [] if self.world is None else world_demos(self.task, mode, **_sizes(self.world))
         prompts = load_prompts(self.task, mode, self.prompts, demos)
         built = build_prompts(items, prompts, settings)
-        if arm.system not in ("interact", "inline_search"):
+        if query is None:
             return answer(built, generator, name, arm.samples)
-        interaction = Interaction("search" if searching else "doc_id", force_cite_show=searching, lists=self.lists)
+        interaction = Interaction(query, force_cite_show=searching, lists=self.lists)
         return interact(
             built,
             lambda texts, keys: generator(texts, keys, STOP),

@@ -29,6 +29,7 @@ from reclaim.convqa.dialogs import Dialog, canard_rewrites, from_hub, from_row, 
 from reclaim.convqa.judgements import Conversation, read_annotations
 from reclaim.convqa.protocols import PROTOCOLS, read_predictions
 from reclaim.data_local import expand_path, sha256
+from reclaim.data_spec import check_keys
 from reclaim.errors import InputError
 from reclaim.io import atomic_path, read_json, write_json, write_parquet
 
@@ -53,19 +54,9 @@ def check_spec(spec: Mapping[str, Any], place: str) -> None:
     """Check an entry of `data:` of these kinds without touching a file; raises InputError that names the key."""
     if spec.get("kind") not in KINDS:
         raise InputError(f"{place}.kind", repr(spec.get("kind")), f"one of {', '.join(KINDS)}")
-    sources = SOURCES[spec["kind"]]
-    if spec.get("source") not in sources:
-        raise InputError(f"{place}.source", repr(spec.get("source")), f"one of {', '.join(sources)}")
-    needed, possible = sources[spec["source"]]
-    keys = set(spec) - {"kind", "source"}
-    for key in sorted(keys - needed - possible):
-        raise InputError(f"{place}.{key}", "an unknown key", f"one of {', '.join(sorted(needed | possible))}")
-    for key in sorted(needed - keys):
-        raise InputError(place, f"no key {key!r}", f"it, for the source {spec['source']}")
+    check_keys(spec, place, SOURCES[spec["kind"]])
     if spec["source"] == "world" and spec["generator"] != "conversations":
         raise InputError(f"{place}.generator", repr(spec["generator"]), "conversations")
-    if spec["source"] == "hub" and ({"id", "revision"} <= keys) == ("path" in keys):
-        raise InputError(place, f"keys {sorted(keys)}", "either id with revision, or path (a downloaded copy)")
     parts = spec.get("files", spec.get("splits"))
     if not isinstance(parts, Mapping) or not parts:
         raise InputError(f"{place}.files or splits", repr(parts), "a mapping with at least one entry")
@@ -80,12 +71,14 @@ def check_spec(spec: Mapping[str, Any], place: str) -> None:
 
 def source_files(spec: Mapping[str, Any], place: str) -> list[str]:
     """Paths of the user's own files behind a data set; raises InputError for a missing one."""
-    named = dict(spec.get("files", {})) | ({"rewrites": spec["rewrites"]} if "rewrites" in spec else {})
-    paths = [expand_path(text, f"{place}.{name}") for name, text in named.items()]
-    for path in paths:
+    named = {f"{place}.files.{name}": text for name, text in spec.get("files", {}).items()}
+    if "rewrites" in spec:
+        named[f"{place}.rewrites"] = spec["rewrites"]
+    paths = {key: expand_path(text, key) for key, text in named.items()}
+    for key, path in paths.items():
         if not path.is_file():
-            raise InputError(f"{place}: {path}", "no such file", "a file that exists")
-    return list(map(str, paths))
+            raise InputError(key, f"no file {path}", "a file", "Correct the path.")
+    return list(map(str, paths.values()))
 
 
 def materialize(spec: Mapping[str, Any], out_dir: str | Path) -> None:

@@ -29,6 +29,7 @@ NAMES = {
     "summary": "summaries",
     "snippet": "snippets",
     "interact": "summaries, checked in full",
+    "interact_snippet": "snippets, checked in full",
     "inline_search": "search while writing",
     "post_hoc": "closed book, cited afterwards",
     "vanilla_post_hoc": "from passages, cited afterwards",
