@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -90,6 +91,9 @@ def check_config(config: dict, schema_path: Path) -> None:
         if "model" in index:
             _must_exist(config, "models", index["model"], f"indexes.{name}.model")
     for name, model in config["models"].items():
+        if model["source"] == "scratch" and model["architecture"] not in ARCHITECTURES:
+            place = f"config: models.{name}.architecture"
+            raise InputError(place, repr(model["architecture"]), f"one of {', '.join(ARCHITECTURES)}")
         if "tokenizer" in model:
             _must_exist(config, "tokenizers", model["tokenizer"], f"models.{name}.tokenizer")
     for name, task in config["tasks"].items():
@@ -271,10 +275,10 @@ def _check_masking(config: dict, where: str, model: str, masking: dict) -> None:
             f"prediction {prediction} above corruption {masking['corruption']} with the scheme {masking['scheme']}",
             "the scheme uniform, whose disjoint copies are defined",
         )
-    copies = -(-prediction // masking["corruption"])
-    if copies * masking["corruption"] > 1:
+    copies = math.ceil(prediction / masking["corruption"] - 1e-9)  # as in `reclaim.masking`: 0.9 has three parts of 0.3
+    if copies * masking["corruption"] > 1 + 1e-9:
         raise InputError(
             f"config: {where}.masking",
-            f"{copies:.0f} disjoint copies of {masking['corruption']} of the tokens",
+            f"{copies} disjoint copies of {masking['corruption']} of the tokens",
             "copies that fit in one sequence",
         )

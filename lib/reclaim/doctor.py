@@ -61,7 +61,11 @@ def report(findings: list[Finding]) -> str:
 
 
 def _python() -> Iterator[Finding]:
-    yield Finding("well", "Python", sys.version.split()[0])
+    yield Finding("well", "Python", f"{sys.version.split()[0]}, {sys.executable}")
+    own, on_path = Path(sys.executable).with_name("snakemake"), shutil.which("snakemake")
+    if on_path is None or not own.exists() or not os.path.samefile(own, on_path):
+        then = f"Plain commands need this Python's: source {own.with_name('activate')}"
+        yield Finding("limit", "snakemake", on_path or "not on the PATH", then)
 
 
 def _packages() -> Iterator[Finding]:
@@ -97,6 +101,9 @@ def _torch() -> Iterator[Finding]:
         yield Finding("fault", "torchvision", str(error)[:120], "Install the pins: make setup")
     if not torch.cuda.is_available():
         then = "The default, smoke and overnight runs need none; config/paper.yaml does."
+        if shutil.which("nvidia-smi"):
+            built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+            then += f" nvidia-smi is here: this torch {built}; the driver must be new enough for its CUDA."
         yield Finding("limit", "GPU", f"none that torch {torch.__version__} can use", then)
         return
     for index in range(torch.cuda.device_count()):
@@ -141,19 +148,23 @@ def _folders() -> Iterator[Finding]:
 
 def _programs() -> Iterator[Finding]:
     if sbatch := shutil.which("sbatch"):
-        version = subprocess.run([sbatch, "--version"], capture_output=True, text=True, timeout=20).stdout.strip()
+        done = subprocess.run([sbatch, "--version"], capture_output=True, text=True, timeout=20)
         try:
             plugin = importlib.metadata.version("snakemake-executor-plugin-slurm")
-            yield Finding("well", "SLURM", f"{version}, plugin {plugin}")
+            if done.returncode == 0:
+                yield Finding("well", "SLURM", f"{done.stdout.strip()}, plugin {plugin}")
+            else:
+                reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[0]
+                then = "Only --workflow-profile profiles/slurm needs it."
+                yield Finding("limit", "SLURM", f"{sbatch} does not work: {reason}"[:160], then)
         except importlib.metadata.PackageNotFoundError:
-            then = "For --profile profiles/slurm: pip install '.[slurm]'"
-            yield Finding("limit", "SLURM", f"{version}, but no snakemake-executor-plugin-slurm", then)
+            then = "For --workflow-profile profiles/slurm: make setup, or pip install -c constraints.txt '.[slurm]'"
+            yield Finding("limit", "SLURM", f"{done.stdout.strip()}, but no snakemake-executor-plugin-slurm", then)
     else:
-        yield Finding(
-            "limit", "SLURM", "no sbatch here", "--profile profiles/slurm works on a cluster's login node only."
-        )
+        then = "--workflow-profile profiles/slurm works where jobs are submitted, on a cluster's login node."
+        yield Finding("limit", "SLURM", "no sbatch here", then)
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):
-        yield Finding("limit", "Chromium", "none", "Only the tests of the report in a browser need it; they skip.")
+        yield Finding("limit", "Chromium", "none", "Only tests/browser needs it, and skips without.")
 
 
 def _hub() -> Iterator[Finding]:
@@ -168,7 +179,8 @@ def _hub() -> Iterator[Finding]:
             with urllib.request.urlopen(f"{constants.ENDPOINT}/api/models?limit=1", timeout=5):
                 yield Finding("well", "Hub", f"{constants.ENDPOINT} answers")
         except (urllib.error.URLError, OSError, ValueError) as error:
-            yield Finding("limit", "Hub", f"{constants.ENDPOINT} does not answer ({error})"[:160], needs)
+            reason = getattr(error, "reason", error)
+            yield Finding("limit", "Hub", f"{constants.ENDPOINT} does not answer ({reason})"[:160], needs)
     if get_token() is None:
         then = "Gated models (LLaMA) need one: `hf auth login`, or HF_TOKEN."
         yield Finding("limit", "Hub token", "none", then)
