@@ -1,9 +1,8 @@
 """One job on several devices: its script once on each, under torchrun, and the little that these processes exchange.
 
 The processes share the micro-batches of an update (backprop) or the rows of a batch (MeZO): a recipe's batch, and up to
-rounding its result, is the same on any number of devices. Backprop sums the gradients once an update, by
-`torch.distributed` itself and not by its DDP wrapper: an update's loss is a sum over all its predictions, which the
-processes have in unequal numbers, and losses call parts of a model. MeZO sums one float per direction.
+rounding its result, is the same on any number of devices. Backprop goes through torch's DDP, which sums the gradients of
+layers while those of others are computed (`distributed`). MeZO sums one float per direction.
 
 The process of rank 0 writes what the others read, outputs and saved state; the others compute the same and write nothing.
 """
@@ -17,7 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,9 +27,6 @@ Item = TypeVar("Item")
 
 USED = "RECLAIM_USED"
 """Names the file into which rank 0 writes the work and memory that the job's costs report."""
-
-BUCKET = 2**24
-"""Elements of a gradient that are summed in one message."""
 
 
 def launched() -> bool:
@@ -176,27 +172,25 @@ def sums(values: Iterable[float], device) -> list[float]:
     return tensor.tolist()
 
 
-def sum_gradients(parameters: Iterable) -> None:
-    """Sum the gradients over the processes, in place; one that a process lacks counts as zeros."""
-    if world_size() == 1:
-        return
+def distributed(model, loss_function: Callable):
+    """A loss function of `model` as a DDP module: where a backward ends, all processes have the mean of their gradients.
+
+    The mean, and not the sum; under `no_sync()` of the module each adds up its own instead. Each has to go through as many
+    backwards as the others. Parameters that the loss reads in no process keep their gradient of None, and buffers (statistics
+    of batch normalisation) stay each process's own.
+    """
     import torch
-    import torch.distributed as dist
 
-    bucket: list[torch.Tensor] = []
+    class Loss(torch.nn.Module):
+        """DDP watches a module's forward: here the loss, whatever parts of the model it calls."""
 
-    def flush() -> None:
-        flat = torch.cat([gradient.view(-1) for gradient in bucket])
-        dist.all_reduce(flat)
-        for gradient, part in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-        bucket.clear()
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
 
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        bucket.append(parameter.grad)
-        if sum(each.numel() for each in bucket) >= BUCKET:
-            flush()
-    if bucket:
-        flush()
+        def forward(self, micro_batch):
+            return loss_function(micro_batch)
+
+    return torch.nn.parallel.DistributedDataParallel(
+        Loss(), broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+    )

@@ -6,7 +6,12 @@ state equals an uninterrupted run bit for bit on CPU.
 
 The loss of an update is the sum over all its micro-batches divided by the total number of predictions (as in fairseq), not a
 mean of means: gradient accumulation with unequal counts equals one large batch. So do several devices (`reclaim.parallel`),
-which share the micro-batches of an update: gradients and counts are summed once, before the step that each of them takes.
+which share the micro-batches of an update: counts are summed, and gradients during the last backward of the update, before
+the step that each of them takes.
+
+`precision` is that of autocast; weights, gradients and the optimiser's moments stay in float32. Where a gradient passes
+through float16 the loss is scaled (torch's GradScaler, whose state is saved with the rest), and an update whose gradient
+overflows is left out.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +38,12 @@ from reclaim.seeding import derive
 log = logging.getLogger(__name__)
 
 LossFunction = Callable[[Any], tuple[torch.Tensor, int]]
-"""Micro-batch -> (sum of the loss over its predictions, number of predictions)."""
+"""Micro-batch -> (sum of the loss over its predictions, number of predictions); a sum over none is 0 and has a gradient."""
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+INITIAL_SCALE, SMALLEST_SCALE = 2.0**7, 1e-4
+"""Of a float16 loss. fairseq's, whose losses are sums over predictions too; torch begins at 2**16, for means."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,8 @@ def train(
     found there is resumed from if it names the same `run` (whatever identifies it: parameters, data, code), recipe and seed,
     and the file is removed at the end. `progress` wraps the range of steps (tqdm or the job's own).
 
-    Raises `InputError` when the loss stops being finite (it names the step).
+    Raises `InputError` when the loss stops being finite, or in float16 its gradient at any scale (it names the step); for an
+    unknown optimiser or precision; for trainable weights in float16.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(parameters, recipe)
@@ -139,11 +151,13 @@ def train(
     save_seconds = float(os.environ.get("RECLAIM_SAVE_SECONDS", 60)) if save_seconds is None else save_seconds
     identity = f"{run} {recipe} seed={seed}"
     device = parameters[0].device
-    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+    scaler = _scaler(model, recipe)
     start = _resume(state_path, model, optimizer, scaler, history, identity) if state_path else 0
     parallel.barrier()  # all have read the state before it is written again
-    lower = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.precision]
+    lower = PRECISIONS[recipe.precision]
     own = [parallel.rank()] if parallel.rank() else []
+    several = parallel.world_size() > 1
+    compute = parallel.distributed(model, loss_function) if several else loss_function
     last_save = time.monotonic()
     with torch.random.fork_rng():
         for step in progress(range(start, recipe.num_train_steps)):
@@ -153,17 +167,18 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             total, count, passes = 0.0, 0, 0
-            for micro_batch in batches(step):
-                with torch.autocast(device.type, lower, enabled=lower is not None):
-                    loss, predictions = loss_function(micro_batch)
-                if predictions:
-                    scaler.scale(loss).backward()
-                    total, count = total + loss.item(), count + predictions
-                passes += 1
-            if parallel.world_size() > 1:
+            micro_batches = list(batches(step))
+            for passes, micro_batch in enumerate(micro_batches, 1):
+                # The processes exchange their gradients once an update, in the backward of its last micro-batch.
+                with compute.no_sync() if several and passes < len(micro_batches) else nullcontext():
+                    with torch.autocast(device.type, lower, enabled=lower is not None):
+                        loss, predictions = compute(micro_batch)
+                    if predictions or several:
+                        scaler.scale(loss).backward()
+                        total, count = total + loss.item(), count + predictions
+            if several:
                 total, *counts = parallel.sums([total, count, passes], device)
                 count, passes = map(int, counts)
-                parallel.sum_gradients(parameters)
             history.forward_passes += passes
             if count:
                 if not math.isfinite(total):
@@ -171,9 +186,16 @@ def train(
                         f"training step {step}", f"a loss of {total}", "a finite loss", "Lower the learning rate."
                     )
                 scaler.unscale_(optimizer)
-                _scale_and_clip(parameters, 1.0 / count, recipe.max_grad_norm)
-                scaler.step(optimizer)  # not where a gradient in half precision overflowed: the scale is halved instead
+                _scale_and_clip(parameters, parallel.world_size() / count, recipe.max_grad_norm)
+                scaler.step(optimizer)  # not where a gradient overflowed: the scale is halved instead
                 scaler.update()
+                if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
+                    raise InputError(
+                        f"training step {step}",
+                        "gradients that overflow float16 at any scale of the loss",
+                        "finite ones",
+                        "Lower the learning rate, or train in bfloat16 or float32.",
+                    )
                 optimizer.zero_grad(set_to_none=True)
             history.loss.append(total / count if count else 0.0)
             history.learning_rate.append(rate)
@@ -188,6 +210,22 @@ def train(
     if state_path and parallel.is_main():
         state_path.unlink(missing_ok=True)
     return history
+
+
+def _scaler(model: torch.nn.Module, recipe: Recipe) -> torch.amp.GradScaler:
+    """What scales the loss, so that small gradients are not lost, where a gradient passes through float16."""
+    if recipe.precision not in PRECISIONS:
+        raise InputError("recipe.precision", repr(recipe.precision), ", ".join(PRECISIONS))
+    half = [parameter for parameter in model.parameters() if parameter.dtype == torch.float16]
+    if any(parameter.requires_grad for parameter in half):
+        raise InputError(
+            "the weights to train",
+            "float16",
+            "float32",
+            "Load the model in float32 (`dtype`) and set the recipe's `precision` to float16, or train an adapter.",
+        )
+    device = next(model.parameters()).device
+    return torch.amp.GradScaler(device.type, INITIAL_SCALE, enabled=bool(half) or recipe.precision == "float16")
 
 
 def _scale_and_clip(parameters: Sequence[torch.nn.Parameter], scale: float, max_norm: float) -> None:
