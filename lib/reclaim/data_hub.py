@@ -67,6 +67,7 @@ class HubSource:
         self.class_names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
     def rows(self, name: str) -> Iterator[tuple[int, dict]]:
+        """Give (0-based row, row) pairs of one of the named splits, the columns that were asked for."""
         dataset = self.splits[name]
         tops = list(dict.fromkeys(top_column(column, dataset.column_names) for column in self.columns))
         number = 0
@@ -76,6 +77,7 @@ class HubSource:
                 number += 1
 
     def place(self, name: str, number: int) -> str:
+        """Say where a row is, for error messages."""
         return f"{self.label}, split {self.spec['splits'][name]}, row {number}"
 
     def files(self) -> dict[str, str]:

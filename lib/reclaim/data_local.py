@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from reclaim.errors import InputError
+from reclaim.io import sha256
 
 LONGEST_LINE = 64 * 1024 * 1024
 BATCH_ROWS = 2000
@@ -47,12 +47,6 @@ def expand_path(text: str, place: str) -> Path:
     return Path(expanded)
 
 
-def sha256(path: Path) -> str:
-    """Give the SHA-256 of a file in hexadecimal, reading it in pieces."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 class LocalSource:
     """The files of one local data set.
 
@@ -77,6 +71,7 @@ class LocalSource:
         self.encoding = _line_encoding(spec.get("encoding", "utf-8"), f"{place}.encoding")
 
     def rows(self, name: str) -> Iterator[tuple[int, dict]]:
+        """Give (line or row, row) pairs of one of the named files; raises InputError for what cannot be read."""
         path = self.paths[name]
         if self.format in ("tsv", "csv"):
             return self._table(path)
@@ -85,6 +80,7 @@ class LocalSource:
         ](path)
 
     def place(self, name: str, number: int) -> str:
+        """Say where a row is, for error messages."""
         return f"{self.paths[name]}, {'row' if self.format == 'parquet' else 'line'} {number}"
 
     def files(self) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Atomic writing: a reader sees the old file, the new file or none, never half of one."""
+"""Atomic writing: a reader sees the old file, the new file or none, never half of one; and what tells files apart."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -49,3 +50,20 @@ def write_parquet(frame, path: str | Path) -> None:
     """Write a pandas DataFrame without its index; equal frames give equal bytes under one pyarrow version."""
     with atomic_path(path) as temporary:
         frame.to_parquet(temporary, index=False)
+
+
+def sha256(path: str | Path) -> str:
+    """Give the SHA-256 of a file in hexadecimal, reading it in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_stamps(path: str | Path) -> list[tuple[str, int, int]]:
+    """Give path, size (bytes) and time of modification (ns) of a file, or of each file below a folder, in order.
+
+    The time stamp that Snakemake puts into folders is left out.
+    """
+    path = Path(path)
+    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    kept = [file for file in files if file.name != ".snakemake_timestamp"]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in kept]

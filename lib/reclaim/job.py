@@ -38,7 +38,7 @@ import numpy
 
 from reclaim import parallel
 from reclaim.errors import InputError
-from reclaim.io import write_json
+from reclaim.io import file_stamps, write_json
 from reclaim.preload import THREAD_VARIABLES, process_start
 
 log = logging.getLogger("reclaim")
@@ -96,13 +96,7 @@ class Job:
         modification.
         """
         snakemake = self.snakemake
-        inputs = []
-        for path in map(Path, snakemake.input):
-            files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-            for file in files:
-                if file.name != ".snakemake_timestamp":
-                    status = file.stat()
-                    inputs.append((str(file), status.st_size, status.st_mtime_ns))
+        inputs = [stamp for path in snakemake.input for stamp in file_stamps(path)]
         parts = [snakemake.rule, dict(snakemake.params.items()), snakemake.threads, snakemake.resources.get("gpu", 0)]
         text = json.dumps([*parts, inputs], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -146,7 +140,7 @@ def job(snakemake: Any) -> Iterator[Job]:
         if snakemake.output.get("cost"):
             write_json(_cost_rows(snakemake, used), snakemake.output.cost)
         if snakemake.output.get("seal"):
-            from reclaim.provenance import seal
+            from reclaim.seals import seal
 
             others = {name: path for name, path in snakemake.output.items() if name != "seal"}
             seal(others, snakemake.output.seal)

@@ -239,6 +239,8 @@ def test_hub_needs_a_pinned_revision_or_a_path_and_the_world_has_digits():
         with pytest.raises(InputError, match="id with revision, or path"):
             check_spec({**hub, **keys}, "data.x")
     check_spec({**hub, "id": "ylecun/mnist", "revision": "0" * 40}, "data.x")
+    with pytest.raises(InputError, match=r"data\.x\.revision: found 'main'"):
+        check_spec({**hub, "id": "ylecun/mnist", "revision": "main"}, "data.x")
     with pytest.raises(InputError, match="digits"):
         check_spec({"kind": "labelled_images", "source": "world", "generator": "faces"}, "data.x")
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-import reclaim.provenance
+import reclaim.seals
 from reclaim.errors import InputError
 from reclaim.io import read_json
-from reclaim.provenance import LIB, MACHINERY, fingerprint, run_manifest, seal, verify_cache
+from reclaim.provenance import LIB, MACHINERY, fingerprint, run_manifest
+from reclaim.seals import seal, verify_cache
 
 SCRIPTS = sorted(path.name for path in (LIB.parent / "scripts").glob("[!_]*.py"))
 
@@ -183,7 +184,7 @@ def _store(cache: Path, key: str = KEY, age: float = 60.0) -> dict[str, Path]:
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("reclaim.provenance._STORING_SECONDS", 0.0)
+    monkeypatch.setattr("reclaim.seals._STORING_SECONDS", 0.0)
     folder = tmp_path / "cache"
     assert verify_cache(folder, tmp_path / "results") == []
     return folder
@@ -192,8 +193,8 @@ def cache(tmp_path, monkeypatch):
 def test_whole_entries_stay_and_are_hashed_once(cache, tmp_path, monkeypatch):
     entries = _store(cache)
     hashed = []
-    original = reclaim.provenance._sha256
-    monkeypatch.setattr("reclaim.provenance._sha256", lambda path: hashed.append(path.name) or original(path))
+    original = reclaim.seals.sha256
+    monkeypatch.setattr("reclaim.seals.sha256", lambda path: hashed.append(path.name) or original(path))
     for expected in (3, 0):
         hashed.clear()
         assert verify_cache(cache, tmp_path / "results") == []
@@ -268,7 +269,7 @@ def test_results_that_rest_on_removed_entries_go_too(cache, tmp_path):
 
 
 def test_an_entry_that_is_being_stored_is_waited_for(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("reclaim.provenance._STORING_SECONDS", 5.0)
+    monkeypatch.setattr("reclaim.seals._STORING_SECONDS", 300.0)
     entries = _store(cache)
     moved = tmp_path / "moved.json"
     shutil.move(entries["seal"], moved)
@@ -297,7 +298,7 @@ def test_the_seal_names_outputs_as_the_cache_does(cache):
 
 SNAKEFILE = """
 import os, sys
-from reclaim.provenance import verify_cache
+from reclaim.seals import verify_cache
 if workflow.is_main_process:
     print("removed", verify_cache(os.environ["SNAKEMAKE_OUTPUT_CACHE"], "results"), file=sys.stderr)
 
@@ -319,7 +320,7 @@ rule final:
 """
 SCRIPT = """
 import pathlib
-from reclaim.provenance import seal
+from reclaim.seals import seal
 with open("runs.txt", "a") as runs:
     runs.write("x")
 output = snakemake.output

@@ -14,16 +14,9 @@ from reclaim.report.system import SystemTables
 from reclaim.tables import read
 from reclaim.train import Recipe
 from reclaim.vision.baselines import build_model
-from reclaim.vision.images import (
-    ImageSet,
-    check_spec,
-    encode_png,
-    load_images,
-    materialize,
-    otsu_masks,
-    read_mask,
-)
+from reclaim.vision.images import ImageSet, encode_png, load_images, otsu_masks, read_mask
 from reclaim.vision.segmentation import EpochChoice, run, usual_mask
+from reclaim.vision.segmentation_data import check_spec, materialize
 from reclaim.vision.segmenter import Augmentation, bce_dice_loss, fit, initialize, normalize, predict, score
 from reclaim.world.lesions import draw_lesions
 

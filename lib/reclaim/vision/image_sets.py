@@ -5,7 +5,8 @@
     source: local, format: idx, files: {...}         MNIST and Fashion-MNIST: images-idx3-ubyte.gz (or unpacked), with
                                                      the labels-idx1-ubyte file of the same name beside each
     source: local, format: subject_folders           one folder a subject (ORL, cropped Yale B): files: {all: FOLDER}
-    source: local, format: subject_files             files SUBJECT.rest in one folder (Yale: subject01.glasses)
+    source: local, format: subject_files             files SUBJECT.rest or SUBJECT__rest in one folder (Yale:
+                                                     subject01.glasses; COIL: obj1__0.png)
     source: hub, id, revision | path, splits: {...}  a repository of the Hub with an image and a label column
 
 A canonical folder has one `<split>.parquet` (id, pixels: the bytes of H x W x C values, label) for each of train and
@@ -32,9 +33,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reclaim.data_local import expand_path, sha256
+from reclaim.data import load_split
+from reclaim.data_local import expand_path
+from reclaim.data_spec import check_keys
 from reclaim.errors import InputError
-from reclaim.io import atomic_path, read_json, write_json
+from reclaim.io import atomic_path, read_json, sha256, write_json
 
 KIND = "labelled_images"
 SUFFIXES = (".pgm", ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff")
@@ -73,22 +76,13 @@ def check_spec(spec: Mapping[str, Any], place: str) -> None:
     """Check an entry of `data:` whose kind is `labelled_images` without touching a file; raises InputError."""
     if spec.get("kind") != KIND:
         raise InputError(f"{place}.kind", repr(spec.get("kind")), KIND)
-    if spec.get("source") not in SOURCES:
-        raise InputError(f"{place}.source", repr(spec.get("source")), f"one of {', '.join(SOURCES)}")
-    needed, possible = SOURCES[spec["source"]]
-    keys = set(spec) - {"kind", "source"}
-    for key in sorted(keys - needed - possible):
-        raise InputError(f"{place}.{key}", "an unknown key", f"one of {', '.join(sorted(needed | possible))}")
-    for key in sorted(needed - keys):
-        raise InputError(place, f"no key {key!r}", f"it, for the source {spec['source']}")
+    check_keys(spec, place, SOURCES)
     if spec["source"] == "world" and spec["generator"] != "digits":
         raise InputError(f"{place}.generator", repr(spec["generator"]), "digits (scikit-learn's)")
     if spec["source"] == "local" and spec["format"] not in FORMATS:
         raise InputError(f"{place}.format", repr(spec["format"]), f"one of {', '.join(FORMATS)}")
     if spec["source"] == "local" and spec["format"] != "subject_folders" and "exclude" in spec:
         raise InputError(f"{place}.exclude", "the key", "format: subject_folders, whose files it names")
-    if spec["source"] == "hub" and ({"id", "revision"} <= keys) == ("path" in keys):
-        raise InputError(place, f"keys {sorted(keys)}", "either id with revision, or path (a downloaded copy)")
     splits = spec.get("files", spec.get("splits", {"all": ""}))
     if not isinstance(splits, Mapping) or not (set(splits) == {"all"} or "train" in splits and set(splits) <= SPLITS):
         raise InputError(f"{place}.files or splits", repr(splits), "{all: ...}, or train with or without test")
@@ -141,24 +135,19 @@ def source_files(spec: Mapping[str, Any], place: str) -> list[str]:
         return []
     files: list[str] = []
     for split, text in spec["files"].items():
-        path = expand_path(text, f"{place}.{split}")
+        path = expand_path(text, f"{place}.files.{split}")
         if not path.exists():
-            raise InputError(f"{place}.{split}", f"no file or folder {path}", "images", "Correct the path.")
+            raise InputError(f"{place}.files.{split}", f"no file or folder {path}", "images", "Correct the path.")
         files += [str(path)] if path.is_file() else sorted(str(each) for each in path.rglob("*") if each.is_file())
     return files
 
 
 def load_images(folder: str | Path, split: str) -> ImageSet:
-    """Read one split of a canonical folder; raises InputError if it has none or is not one of images."""
-    folder = Path(folder)
-    info = load_image_info(folder)
-    if split not in info["rows"]:
-        raise InputError(str(folder), f"no split {split!r}", f"one of {sorted(info['rows'])}")
-    table = pq.read_table(folder / f"{split}.parquet")
-    shape = tuple(info["image_shape"])
-    pixels = np.frombuffer(b"".join(table["pixels"].to_pylist()), dtype=np.uint8)
-    X = pixels.reshape(len(table), -1).astype(np.float32) / np.float32(info["scale"])
-    return ImageSet(X, table["label"].to_numpy(), table["id"].to_pylist(), shape, info["label_names"])
+    """Read one split of a canonical folder; raises InputError if it has none, is damaged or is not one of images."""
+    info, frame = load_image_info(folder), load_split(folder, split)
+    pixels = np.frombuffer(b"".join(frame["pixels"]), dtype=np.uint8)
+    X = pixels.reshape(len(frame), -1).astype(np.float32) / np.float32(info["scale"])
+    return ImageSet(X, frame["label"].to_numpy(), frame["id"].tolist(), tuple(info["image_shape"]), info["label_names"])
 
 
 def load_image_info(folder: str | Path) -> dict[str, Any]:
@@ -292,8 +281,8 @@ def _subject_folders(folder: Path, exclude: str) -> Iterator[tuple[str, Path]]:
 
 def _subject_files(folder: Path, _exclude: str) -> Iterator[tuple[str, Path]]:
     for path in sorted((each for each in folder.iterdir() if each.is_file()), key=lambda each: _natural(each.name)):
-        subject, dot, _ = path.name.partition(".")
-        if subject and dot and path.suffix.lower() not in (".txt", ".md", ".zip"):
+        subject, *rest = re.split(r"__|\.", path.name, maxsplit=1)
+        if subject and rest and path.suffix.lower() not in (".txt", ".md", ".zip"):
             yield subject, path
 
 
