@@ -7,6 +7,7 @@ import torch
 from reclaim.errors import InputError
 from reclaim.io import write_json
 from reclaim.outcome import read_outcomes, write_outcome
+from reclaim.state import begin_state
 from reclaim.vision import reduction
 from reclaim.vision.locality import LPP, NPE
 from reclaim.vision.reducers import (
@@ -226,31 +227,31 @@ def test_a_killed_job_goes_on_and_gives_the_same(tmp_path):
 
     def counted(arms):
         for arm in arms:
-            before = len(list(state.iterdir()))
+            before = len(list(state.glob("arm-*.json")))
             yield arm
-            seen.append(len(list(state.iterdir())) - before)
+            seen.append(len(list(state.glob("arm-*.json"))) - before)
 
     with pytest.raises(KeyboardInterrupt):
         go(spec, folder, state=state, progress=killed)
-    assert len(list(state.iterdir())) == 3
+    assert len(list(state.glob("arm-*.json"))) == 3
     again = go(spec, folder, state=state, progress=counted)
     assert seen == [0, 0, 0, 1]  # three arms were there already
     assert again["metrics"] == whole["metrics"] and again["pictures"] == whole["pictures"]
-    assert not list(state.iterdir())
 
 
-def test_state_of_another_spec_seed_or_data_is_not_used(tmp_path):
+def test_state_of_another_spec_seed_or_data_is_not_used(tmp_path, monkeypatch):
     folder = make_set(tmp_path / "blobs", {"all": 120})
     spec = {**HOLDOUT, "methods": ["pca"], "dimensions": [2]}
 
-    def stop_after_first(arms):
-        yield arms[0]
-        raise KeyboardInterrupt
-
-    for changed, seed in ((spec, 5), (spec, 6), ({**spec, "learning_rates": [0.5]}, 5)):
-        with pytest.raises(KeyboardInterrupt):
-            go(changed, folder, seed, state=tmp_path / "kept", progress=stop_after_first)
-    assert len(list((tmp_path / "kept").iterdir())) == 3
+    ran = []
+    run_arm = reduction._run_arm
+    monkeypatch.setattr(reduction, "_run_arm", lambda *given: ran.append(given) or run_arm(*given))
+    for changed, seed, fitted in ((spec, 5, 1), (spec, 5, 1), (spec, 6, 2), ({**spec, "learning_rates": [0.5]}, 6, 3)):
+        go(changed, folder, seed, state=tmp_path / "kept")
+        assert len(ran) == fitted
+    other = make_set(tmp_path / "other" / "blobs", {"all": 120}, change=lambda split, pixels: 255 - pixels)
+    go({**spec, "learning_rates": [0.5]}, other, 6, state=tmp_path / "kept")
+    assert len(ran) == 4
 
 
 def test_an_ablation_is_named_in_its_variant_and_changes_the_network(tmp_path):
@@ -392,3 +393,25 @@ def test_locality_maps_refuse_what_they_cannot_do(kind):
     with pytest.raises(InputError, match="from 1 to 6"):
         kind(7).fit(X)
     assert kind(6, energy=0.5).fit(X).transform(X).shape == (20, 6)
+
+
+# ---------------------------------------- state
+
+
+def test_state_goes_on_only_with_the_same_data_and_models(tmp_path):
+    folder = make_set(tmp_path / "blobs", {"all": 12})
+    model, state = tmp_path / "model", tmp_path / "state"
+    model.mkdir()
+    (model / "weights").write_text("one")
+    arguments = ({"a": 1}, 3, {"blobs": folder, "model": model}, "reclaim.vision.reduction")
+
+    def kept_by(*changed):
+        (state / "arm-0.json").write_text("{}")
+        begin_state(state, *(changed or arguments))
+        return (state / "arm-0.json").exists()
+
+    begin_state(state, *arguments)
+    assert kept_by()
+    (model / "weights").write_text("other")
+    assert not kept_by() and kept_by()
+    assert not kept_by({"a": 1}, 4, *arguments[2:])

@@ -16,7 +16,6 @@ accuracy from training to test codes and is judged by leave-one-out inside the t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +28,8 @@ import numpy as np
 from reclaim.errors import InputError
 from reclaim.io import read_json, write_json
 from reclaim.metrics import embedding, image
-from reclaim.provenance import fingerprint
 from reclaim.seeding import derive
+from reclaim.state import begin_state
 from reclaim.vision.image_sets import ImageSet, load_image_info, load_images
 from reclaim.vision.reducers import METHODS, Method, transformer_parameters
 from reclaim.vision.reduction_pictures import codes_picture, rebuilt_picture
@@ -50,9 +49,11 @@ class Split:
     test: np.ndarray
 
     def rows(self, part: str) -> np.ndarray:
+        """Pixels (n, H * W * C) of a part."""
         return self.images.X[getattr(self, part)]
 
     def labels(self, part: str) -> np.ndarray:
+        """Labels (n,) of a part."""
         return self.images.labels[getattr(self, part)]
 
 
@@ -68,6 +69,7 @@ class Arm:
 
     @property
     def variant(self) -> dict[str, Any]:
+        """The keys that name the arm in the tables."""
         variant = {"data": self.data, "method": self.method, "dimension": self.dimension}
         if self.training_images is not None:
             variant["training_images"] = self.training_images
@@ -88,7 +90,7 @@ def run(
     spec: `protocol`, `data` (a name or names), `dimensions`, `methods` (names of `reducers.METHODS`, or mappings with
     `method`, `ablation` and what it changes of `model`), `model` and `training` (parameters of `TransformerDR`),
     `learning_rates`; for holdout `sizes` {train, validation, test}, for per_subject `training_images`. data: the
-    canonical folder of each set. Finished arms are kept in `state_dir` until the experiment is done.
+    canonical folder of each set. Finished arms stay in `state_dir`, from which a run that was stopped goes on.
 
     Raises InputError for methods, sets and sizes that do not exist or do not fit.
     """
@@ -105,15 +107,13 @@ def run(
             )
             arms += _arms(spec, name, count, splits[name, count])
     state_dir = Path(state_dir)
-    identity = json.dumps([dict(spec), seed, [load_image_info(data[name])["sha256"] for name in names]], sort_keys=True)
-    identity += fingerprint("reclaim.vision.reduction")
-    results, files = [], []
-    for arm in progress(arms):
-        key = hashlib.sha256(f"{identity}{arm}".encode()).hexdigest()
-        files.append(state_dir / f"arm-{key[:24]}.json")
-        if not files[-1].exists():
-            write_json(_run_arm(arm, splits[arm.data, arm.training_images], spec, seed, str(device)), files[-1])
-        results.append(read_json(files[-1]))
+    begin_state(state_dir, spec, seed, data, __name__, device=device)
+    results = []
+    for place, arm in enumerate(progress(arms)):
+        path = state_dir / f"arm-{place}.json"
+        if not path.exists():
+            write_json(_run_arm(arm, splits[arm.data, arm.training_images], spec, seed, str(device)), path)
+        results.append(read_json(path))
     outcome: dict[str, Any] = {
         kind: [row for result in results for row in result[kind]] for kind in ("metrics", "curves", "costs")
     }
@@ -122,8 +122,6 @@ def run(
             outcome["metrics"] += _raw_rows(name, count, split)
         outcome["metrics"] += _chosen_dimensions(outcome["metrics"])
     outcome["pictures"] = _pictures(arms, results, splits)
-    for path in files:
-        path.unlink(missing_ok=True)
     return outcome
 
 
