@@ -7,13 +7,16 @@ equal ones: smaller learning rate position, earlier step); with `last` the last 
 
 Of several processes (`reclaim.parallel`), which share the rows of each batch, all evaluate and select alike; the first
 writes what is kept, and the others read it.
+
+One model is in memory at a time, whatever the grid: a run leaves its scores, and a file with the weights that it trained.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Method(Protocol):
-    """Train a problem in place; call `watch.after(step)` at every evaluation step and after the last."""
+    """Train a problem in place; call `watch.after(problem, step)` at every evaluation step and after the last."""
 
     def __call__(self, problem: Problem, train_rows: list, recipe: dict, watch: Watch, **options: Any) -> None: ...
 
@@ -44,10 +47,10 @@ class Method(Protocol):
 class Watch:
     """What selection sees of one training run: a development score at each evaluation, and the weights of the best.
 
-    The best weights are a copy on disk, so that training on cannot change them and an interrupted run still has them.
+    The best weights are a copy on disk, so that training on cannot change them and an interrupted run still has them. A score
+    that is no number (of a run that diverged) counts as the worst.
     """
 
-    problem: Problem
     dev_rows: list
     folder: Path
     eval_steps: int
@@ -63,16 +66,16 @@ class Watch:
         """Whether to evaluate after `step` updates."""
         return step == self.num_train_steps or bool(self.eval_steps and step % self.eval_steps == 0)
 
-    def after(self, step: int) -> None:
+    def after(self, problem: Problem, step: int) -> None:
         """Evaluate the development rows, and keep the weights if they are the best so far (the last, without selection)."""
-        score = self.problem.score(self.dev_rows) if self.dev_rows else float("nan")
-        best = max((value for at, value in self.scores.items() if at < step), default=float("-inf"))
+        score = problem.score(self.dev_rows) if self.dev_rows else math.nan
+        before = [_rank(value) for at, value in self.scores.items() if at < step]
         self.scores[step] = score
         if not parallel.is_main():
             return
-        if not self.keep_best or score > best:
+        if (not before or _rank(score) > max(before)) if self.keep_best else step == self.num_train_steps:
             with atomic_path(self.weights) as path:
-                save_file({name: tensor.detach().contiguous() for name, tensor in self.problem.trainable()}, path)
+                save_file({name: tensor.detach().contiguous() for name, tensor in problem.trainable()}, path)
         # After the weights: a run killed in between evaluates this step again.
         write_json({str(at): value for at, value in self.scores.items()}, self._log)
 
@@ -85,20 +88,28 @@ class Watch:
     def _log(self) -> Path:
         return self.folder / "scores.json"
 
-    def restore(self) -> None:
-        """Put the kept weights back into the problem's model."""
+    def restore(self, problem: Problem) -> None:
+        """Put the kept weights into the model of a problem of the same arm, whatever it was trained to."""
         parallel.barrier()
         kept = load_file(self.weights)
         with torch.no_grad():
-            for name, tensor in self.problem.trainable():
+            for name, tensor in problem.trainable():
                 tensor.copy_(kept[name])
+
+    @property
+    def best(self) -> float:
+        """The best score, below all others if none is a number."""
+        return max(map(_rank, self.scores.values()))
 
     def selected_step(self) -> int:
         """The step whose weights were kept."""
         if not self.keep_best:
             return self.num_train_steps
-        best = max(self.scores.values())
-        return min(step for step, score in self.scores.items() if score == best)
+        return min(step for step, score in self.scores.items() if _rank(score) == self.best)
+
+
+def _rank(score: float) -> float:
+    return -math.inf if math.isnan(score) else score
 
 
 def run_job(
@@ -115,8 +126,9 @@ def run_job(
     """Run all arms of a job; gives (predictions, history) tables.
 
     Predictions: variant, seed, set, item, label, prediction, scores, text, answers; one row a test row and training set.
-    History: variant, seed, set, learning_rate, step, dev_score, selected; one row an evaluation. Finished arms lie in
-    `state_dir` under `identity` until the job ends, so that an interrupted job goes on with the arm it was in.
+    History: variant, seed, set, learning_rate, step, dev_score, selected; one row an evaluation. Finished arms, and the rates
+    of the training set at hand that are trained, lie in `state_dir` under `identity` until the job ends, so that an interrupted
+    job goes on where it was.
     `trajectories` receives what a method leaves of its selected runs (MeZO: its log).
     """
     state_dir = _state_of(Path(state_dir), identity)
@@ -163,53 +175,51 @@ def _run_arm(
     eval_steps = recipe.pop("eval_steps", 0)
     tables, histories = [], []
     test_rows = None
+    problem: Problem | None = None
     for few_shot in few_shot_sets(arm["task"], data, seed, arm["variant"].get("labels") == "shuffled"):
-        watches: list[tuple[float, Watch, Path]] = []
+        watches: list[tuple[float, Watch]] = []
         for position, rate in enumerate(rates):
             place = folder / f"set-{few_shot.number}.rate-{position}"
             place.mkdir(parents=True, exist_ok=True)
+            problem = None  # before the next model is loaded
             problem = make_problem(arm, data, device, seed)
             encoded = {name: problem.encode(rows) for name, rows in (("train", few_shot.train), ("dev", few_shot.dev))}
-            watch = Watch(
-                problem,
-                encoded["dev"],
-                place,
-                eval_steps,
-                recipe["num_train_steps"],
-                keep_best=select == "best_dev",
-            )
-            method(
-                problem,
-                encoded["train"],
-                {**recipe, "learning_rate": rate},
-                watch,
-                seed=derive(seed, "finetune", few_shot.number),
-                state_dir=place,
-                progress=progress,
-            )
-            count(steps=recipe["num_train_steps"])
-            watches.append((rate, watch, place))
-        chosen = 0
-        if select == "best_dev":
-            chosen = int(np.argmax([max(watch.scores.values()) for _, watch, _ in watches]))
-        _, watch, place = watches[chosen]
-        watch.restore()
+            watch = Watch(encoded["dev"], place, eval_steps, recipe["num_train_steps"], keep_best=select == "best_dev")
+            finished = place / "finished.json"
+            if not finished.exists():
+                method(
+                    problem,
+                    encoded["train"],
+                    {**recipe, "learning_rate": rate},
+                    watch,
+                    seed=derive(seed, "finetune", few_shot.number),
+                    state_dir=place,
+                    progress=progress,
+                )
+                count(steps=recipe["num_train_steps"])
+                if parallel.is_main():
+                    write_json({}, finished)
+            watches.append((rate, watch))
+        assert problem is not None  # a grid has at least one rate
+        chosen = int(np.argmax([watch.best for _, watch in watches])) if select == "best_dev" else 0
+        _, watch = watches[chosen]
+        watch.restore(problem)
         if test_rows is None:
-            test_rows = watch.problem.encode(data.test)
-        tables.append(prediction_table(data, watch.problem.predict(test_rows)).assign(set=few_shot.number))
+            test_rows = problem.encode(data.test)
+        tables.append(prediction_table(data, problem.predict(test_rows)).assign(set=few_shot.number))
         histories += list(_history(watches, chosen, few_shot))
         parallel.barrier()
         if parallel.is_main():
-            for log_file in place.glob("*.mezo"):
+            for log_file in watch.folder.glob("*.mezo"):
                 shutil.move(log_file, folder / f"set-{few_shot.number}.{log_file.name}")
-            for _, _, used in watches:
-                shutil.rmtree(used)
+            for _, used in watches:
+                shutil.rmtree(used.folder)
     table = pd.concat(tables, ignore_index=True).assign(variant=variant, seed=seed)
     return table, pd.DataFrame(histories).assign(variant=variant, seed=seed)
 
 
-def _history(watches, chosen: int, few_shot: FewShotSet) -> Iterator[dict]:
-    for position, (rate, watch, _) in enumerate(watches):
+def _history(watches: Sequence[tuple[float, Watch]], chosen: int, few_shot: FewShotSet) -> Iterator[dict]:
+    for position, (rate, watch) in enumerate(watches):
         for step, score in sorted(watch.scores.items()):
             yield {
                 "set": few_shot.number,

@@ -42,6 +42,6 @@ def finetune_backprop(
         settings,
         seed=seed,
         state_path=state_dir / "state.pt",
-        after_step=lambda step: watch.after(step) if watch.due(step) else None,
+        after_step=lambda step: watch.after(problem, step) if watch.due(step) else None,
         progress=progress,
     )

@@ -78,11 +78,11 @@ def finetune_mezo(
         if done:
             log.info("resumed at step %d from %s", done, state_dir / "run.mezo")
         if done and watch.due(done) and done not in watch.scores:
-            watch.after(done)
+            watch.after(problem, done)
         for step in progress(range(done, num_train_steps)):
             rows = [train_rows[row] for row in take(step)[1]]
             batch = parallel.share(rows, "recipes.*: the rows of a batch")
             part = problem.size(batch) / problem.size(rows)
             optimizer.step(partial(problem.objective, batch))
             if watch.due(step + 1):
-                watch.after(step + 1)
+                watch.after(problem, step + 1)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,7 @@ from torch import nn
 
 from reclaim.errors import InputError
 from reclaim.metrics.qa import mean_answer_f1
-from reclaim.models import masked_lm_logits
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from reclaim.scoring import at_least_float32, label_word_logits
 
 
 def option_token_logprobs(
@@ -101,24 +98,6 @@ def option_classification_loss(
     return F.cross_entropy(option_scores(model, input_ids, attention_mask, option_len, num_options), labels)
 
 
-def label_word_logits(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    mask_positions: torch.Tensor,
-    label_word_ids: Sequence[int],
-) -> torch.Tensor:
-    """(rows, label words): the masked LM's scores of the label words at each row's mask position, in float32.
-
-    model: a masked LM of transformers, whose head (`lm_head` or `cls`) then runs on the mask positions alone.
-    mask_positions: (rows,) or (rows, 1).
-    """
-    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask)[0]
-    rows = torch.arange(len(input_ids), device=input_ids.device)
-    logits = masked_lm_logits(model, hidden[rows, mask_positions.reshape(-1)])
-    return _upcast(logits[:, list(label_word_ids)])
-
-
 def prompt_mlm_loss(
     model: nn.Module,
     input_ids: torch.Tensor,
@@ -153,8 +132,4 @@ def _last_logits(model: nn.Module, input_ids: torch.Tensor, attention_mask: torc
     optional["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
     arguments = {name: value for name, value in optional.items() if name in accepted}
     output = model(input_ids=input_ids, attention_mask=attention_mask, **arguments)
-    return _upcast(output.logits[:, -last:])
-
-
-def _upcast(logits: torch.Tensor) -> torch.Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return at_least_float32(output.logits[:, -last:])

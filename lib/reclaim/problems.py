@@ -30,14 +30,15 @@ from reclaim.models import load, load_tokenizer, model_family
 from reclaim.objectives import minus_accuracy, option_scores, option_token_logprobs
 from reclaim.prediction import generate_texts
 from reclaim.prompting import EncodedOption, MaskedTemplate, encode_plain, get_template
-from reclaim.scoring import evaluating, label_word_logits, pad_right
+from reclaim.scoring import evaluating, label_word_logits, pad_right, split_batches
 from reclaim.seeding import derive
 from reclaim.tasks import TaskData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-EVALUATION_ROWS = 256
+EVALUATION_ROWS, EVALUATION_TOKENS = 256, 2**16
+"""Bounds on a batch of predictions: rows, and tokens with padding, all options counted."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,9 @@ class Problem:
     def predict(self, rows: Sequence[Any]) -> Predictions:
         """Predict encoded rows, the longest together, whatever their order."""
         order = sorted(range(len(rows)), key=lambda row: -rows[row].length)
+        parts = evaluation_batches([rows[i].size for i in order])
         with evaluating(self.model):
-            scores = torch.cat([self.logits([rows[i] for i in part]).float().cpu() for part in _parts(order)])
+            scores = torch.cat([self.logits([rows[order[i]] for i in part]).float().cpu() for part in parts])
         restored = torch.empty_like(scores)
         restored[order] = scores
         return Predictions(restored.argmax(-1).numpy(), restored.numpy(), [""] * len(rows))
@@ -119,9 +121,9 @@ class Problem:
         return input_ids, attention_mask
 
 
-def _parts(order: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(order), EVALUATION_ROWS):
-        yield order[start : start + EVALUATION_ROWS]
+def evaluation_batches(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Split rows that need `sizes` tokens each into runs within `EVALUATION_ROWS` and `EVALUATION_TOKENS`."""
+    return split_batches([(1, size) for size in sizes], (EVALUATION_ROWS, EVALUATION_TOKENS))
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,12 @@ class Encoded:
 
     @property
     def length(self) -> int:
+        """Tokens of the longest sequence of the row, by which rows are put together."""
+        return len(self.input_ids)
+
+    @property
+    def size(self) -> int:
+        """Tokens of all its sequences, padded to the longest."""
         return len(self.input_ids)
 
 
@@ -145,6 +153,7 @@ class HeadProblem(Problem):
         self.max_length = max_length
 
     def encode(self, rows: pd.DataFrame) -> list[Encoded]:
+        """Texts with `sep` behind each, cut at `max_length`."""
         columns = ["text", "text_pair"] if "text_pair" in rows else ["text"]
         return [
             Encoded(encode_plain(self.tokenizer, texts, self.max_length), label)
@@ -152,6 +161,7 @@ class HeadProblem(Problem):
         ]
 
     def logits(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        """(rows, labels) of the fresh head, float32."""
         input_ids, attention_mask = self.pad([row.input_ids for row in batch])
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float().to(self.device)
 
@@ -160,13 +170,16 @@ class RegressionProblem(HeadProblem):
     """One output trained by squared error on the raw score (STS-B: 0..5)."""
 
     def loss(self, batch: Sequence[Encoded]) -> tuple[torch.Tensor, int]:
+        """Summed squared error of the raw scores, and their number."""
         return F.mse_loss(self.logits(batch)[:, 0], self.labels(batch), reduction="sum"), len(batch)
 
     def predict(self, rows: Sequence[Encoded]) -> Predictions:
+        """The raw scores as labels, (rows,)."""
         scores = super().predict(rows).scores
         return Predictions(scores[:, 0], scores, [""] * len(rows))
 
     def score(self, rows: Sequence[Encoded]) -> float:
+        """Minus the mean squared error."""
         return -float(np.mean((self.predict(rows).labels - np.array([row.label for row in rows])) ** 2))
 
 
@@ -179,6 +192,7 @@ class MaskedPromptProblem(Problem):
         self.label_word_ids = template.label_word_ids(tokenizer)
 
     def encode(self, rows: pd.DataFrame) -> list[Encoded]:
+        """The template filled with each row; raises `InputError` where the mask would be cut off."""
         encoded = []
         for row in rows.to_dict("records"):
             prompt = self.template.encode(self.tokenizer, row, max_length=self.max_length)
@@ -186,6 +200,7 @@ class MaskedPromptProblem(Problem):
         return encoded
 
     def logits(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        """(rows, label words) at the masks, float32."""
         input_ids, attention_mask = self.pad([row.input_ids for row in batch])
         positions = torch.tensor([row.mask_position for row in batch], device=self.device)
         logits = label_word_logits(self.model, input_ids, attention_mask, positions, self.label_word_ids)
@@ -203,7 +218,13 @@ class EncodedOptions:
 
     @property
     def length(self) -> int:
+        """As of `Encoded`."""
         return max(len(option.input_ids) for option in self.options)
+
+    @property
+    def size(self) -> int:
+        """As of `Encoded`."""
+        return len(self.options) * self.length
 
 
 class OptionProblem(Problem):
@@ -219,6 +240,7 @@ class OptionProblem(Problem):
         self.train_as_classification = train_as_classification
 
     def encode(self, rows: pd.DataFrame) -> list[EncodedOptions]:
+        """Every option of each row in its prompt."""
         return [
             EncodedOptions(
                 self.template.encode(self.tokenizer, row, max_length=self.max_length), self.template.correct(row)[0]
@@ -227,10 +249,12 @@ class OptionProblem(Problem):
         ]
 
     def logits(self, batch: Sequence[EncodedOptions]) -> torch.Tensor:
+        """(rows, most options) mean log-probabilities (nats) of the options, -inf where a row has fewer."""
         options = [option for row in batch for option in row.options]
         return option_scores(self.model, *self.padded(options), [len(row.options) for row in batch])
 
     def loss(self, batch: Sequence[EncodedOptions]) -> tuple[torch.Tensor, int]:
+        """As of `Problem`; or minus the summed log-probability of the right options' tokens, and their number."""
         if self.train_as_classification:
             return super().loss(batch)
         right = [row.options[row.label] for row in batch]
@@ -238,6 +262,7 @@ class OptionProblem(Problem):
         return -(logprobs * mask).sum(), int(mask.sum())
 
     def size(self, batch: Sequence[EncodedOptions]) -> int:
+        """Rows, or the tokens of the right options."""
         if self.train_as_classification or self.objective_name != "loss":
             return len(batch)
         return sum(row.options[row.label].option_length for row in batch)
@@ -257,6 +282,7 @@ class GenerationProblem(OptionProblem):
         self.max_new_tokens = max_new_tokens
 
     def encode(self, rows: pd.DataFrame) -> list[EncodedOptions]:
+        """The first gold answer as the one option, and the prompt to generate from."""
         encoded = []
         for row in rows.to_dict("records"):
             prompt = self.template.encode_generation(
@@ -267,6 +293,7 @@ class GenerationProblem(OptionProblem):
         return encoded
 
     def objective(self, batch: Sequence[EncodedOptions]) -> torch.Tensor | float:
+        """As of `Problem`; minus the mean F1 of generated answers for `f1`."""
         if self.objective_name == "f1":
             return -self.score(batch)
         if self.objective_name == "accuracy":
@@ -274,9 +301,11 @@ class GenerationProblem(OptionProblem):
         return super().objective(batch)
 
     def predict(self, rows: Sequence[EncodedOptions]) -> Predictions:
+        """Greedy answers as texts; no labels, no scores."""
         return Predictions(np.full(len(rows), -1), np.zeros((len(rows), 0), dtype=np.float32), self._generate(rows))
 
     def score(self, rows: Sequence[EncodedOptions]) -> float:
+        """Mean F1 of greedy answers."""
         return mean_answer_f1(self._generate(rows), [row.answers for row in rows])
 
     def _generate(self, rows: Sequence[EncodedOptions]) -> list[str]:
@@ -310,6 +339,9 @@ def _bare_problem(arm: dict, data: TaskData, device: torch.device | str, seed: i
     dtype, device_map = getattr(torch, arm["dtype"]), arm.get("device_map")
     max_length = task.get("max_length", 128)
     if not arm["variant"]["prompt"]:
+        if data.kind not in ("classification", "pair_classification", "regression"):
+            found = f"false for the task {task['data']}, of kind {data.kind}"
+            raise InputError("arms[*].prompt", found, "true: a fresh head is for labels of a fixed set, or a score")
         regression = data.kind == "regression"
         num_labels = 1 if regression else len(data.label_names)
         model = _placed(load(folder, "classification", seed, num_labels, dtype, device_map), device)

@@ -19,6 +19,7 @@ from reclaim.problems import (
     OptionProblem,
     Predictions,
     Problem,
+    evaluation_batches,
     make_problem,
 )
 from reclaim.scoring import evaluating
@@ -32,17 +33,22 @@ def run_prompt_job(spec: dict, device: torch.device | str) -> tuple[pd.DataFrame
 
     There is nothing to select, so the history has no rows.
     """
-    tables = []
-    for arm in spec["arms"]:
-        data = load_task(arm["task"], arm["data"])
-        problem = make_problem(arm, data, device, spec["seed"])
-        for few_shot in _sets(arm, data, spec["seed"]):
-            table = prediction_table(data, _predict(arm, problem, data, few_shot, spec["seed"]))
-            tables.append(table.assign(set=few_shot.number, variant=variant_json(arm["variant"]), seed=spec["seed"]))
+    tables = [table for arm in spec["arms"] for table in _tables(arm, spec["seed"], device)]
     history = pd.DataFrame(
         {"set": [], "learning_rate": [], "step": [], "dev_score": [], "selected": [], "variant": [], "seed": []}
     ).astype({"set": int, "step": int, "selected": bool, "variant": str, "seed": int, "learning_rate": float})
     return pd.concat(tables, ignore_index=True), history
+
+
+def _tables(arm: dict, seed: int, device: torch.device | str) -> list[pd.DataFrame]:
+    """The predictions of an arm, a table a few-shot set; its model goes with this function's end."""
+    data = load_task(arm["task"], arm["data"])
+    problem = make_problem(arm, data, device, seed)
+    keys = {"variant": variant_json(arm["variant"]), "seed": seed}
+    return [
+        prediction_table(data, _predict(arm, problem, data, few_shot, seed)).assign(set=few_shot.number, **keys)
+        for few_shot in _sets(arm, data, seed)
+    ]
 
 
 def _sets(arm: dict, data: TaskData, seed: int):
@@ -112,8 +118,8 @@ def _features(problem: Problem, rows: list) -> np.ndarray:
     """(rows, hidden) states that the vocabulary head would read to predict the label."""
     features = []
     with evaluating(problem.model):
-        for start in range(0, len(rows), 256):
-            batch = rows[start : start + 256]
+        for part in evaluation_batches([row.size for row in rows]):
+            batch = [rows[i] for i in part]
             if isinstance(problem, MaskedPromptProblem):
                 input_ids, attention_mask = problem.pad([row.input_ids for row in batch])
                 positions = torch.tensor([row.mask_position for row in batch], device=problem.device)

@@ -289,7 +289,7 @@ def _read_scores(logits: torch.Tensor, nodes: Sequence[_Node], scores: list[np.n
         return
     places = {place: number for number, place in enumerate(dict.fromkeys((row, column) for row, column, *_ in targets))}
     rows, columns = torch.tensor(list(places), device=logits.device).T
-    chosen = _at_least_float32(logits[rows, columns])
+    chosen = at_least_float32(logits[rows, columns])
     normalizers = chosen.logsumexp(-1)
     numbers = torch.tensor([places[row, column] for row, column, *_ in targets], device=logits.device)
     tokens = torch.tensor([token for *_, token in targets], device=logits.device)
@@ -298,7 +298,8 @@ def _read_scores(logits: torch.Tensor, nodes: Sequence[_Node], scores: list[np.n
         scores[request][index] = value
 
 
-def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    """Logits (...) in float32, or in float64 if they are: a half-precision loss would be rounded to a few digits."""
     return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
@@ -329,7 +330,7 @@ def _score_decoded(model, requests: Sequence[Request], scores: list[np.ndarray],
                 decoder_input_ids=torch.cat([torch.full_like(targets[:, :1], start), targets[:, :-1]], dim=1),
                 use_cache=False,
             ).logits
-            values = _at_least_float32(logits).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+            values = at_least_float32(logits).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
             for number, row in zip(numbers, values.double().cpu().numpy(), strict=True):
                 scores[number][:] = row[: len(scores[number])]
 
@@ -360,13 +361,21 @@ def evaluating(model) -> Iterator[None]:
 
 
 def label_word_logits(
-    model, input_ids: torch.Tensor, attention_mask: torch.Tensor, mask_positions: torch.Tensor, label_word_ids
+    model,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    mask_positions: torch.Tensor,
+    label_word_ids: Sequence[int],
 ) -> torch.Tensor:
-    """Logits (rows, labels) of the label words at each row's mask, differentiable; the head is evaluated there only."""
+    """(rows, label words): a masked LM's scores of the label words at each row's mask, float32 or wider, differentiable.
+
+    input_ids, attention_mask: (rows, length). mask_positions: (rows,) or (rows, 1). The vocabulary head (`lm_head` or
+    `cls`) runs on the mask positions alone.
+    """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-    at_mask = hidden[torch.arange(len(hidden), device=hidden.device), mask_positions]
-    return masked_lm_logits(model, at_mask)[:, label_word_ids]
+    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask)[0]
+    at_mask = hidden[torch.arange(len(hidden), device=hidden.device), mask_positions.reshape(-1)]
+    return at_least_float32(masked_lm_logits(model, at_mask)[:, list(label_word_ids)])
 
 
 def score_label_words(
@@ -387,6 +396,6 @@ def score_label_words(
             rows = [order[i] for i in batch]
             input_ids, mask = pad_right([prompts[row].input_ids for row in rows], pad_id, model.device)
             positions = torch.tensor([prompts[row].mask_position for row in rows], device=model.device)
-            logits = label_word_logits(model, input_ids, mask, positions, list(label_word_ids))
+            logits = label_word_logits(model, input_ids, mask, positions, label_word_ids)
             scores[rows] = logits.double().cpu().numpy()
     return scores

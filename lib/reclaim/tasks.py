@@ -53,10 +53,15 @@ def few_shot_sets(task: dict, data: TaskData, seed: int, shuffle_labels: bool = 
     `subset`: MeZO's rule for OPT. Development rows come from the training split and are disjoint from the training rows.
     With `shuffle_labels` the labels of training and development rows are permuted: a null control, in which nothing that is
     learnt or selected can come from the labels. Test labels are never touched.
+
+    Raises `InputError` where there are no training rows, too few, or no labels though the rule or the control needs them.
     """
     rule, train = task["few_shot"], data.train
     if train is None:
         raise InputError("tasks.*.few_shot", "a data set without a train split", "training rows to draw from")
+    if "label" not in train and (shuffle_labels or rule["sampling"] in ("per_class", "kshot")):
+        what = "shuffled labels" if shuffle_labels else f"sampling {rule['sampling']}"
+        raise InputError("tasks.*.few_shot", f"{what} with data of kind {data.kind}", "data with labels")
     for number in range(rule.get("sets", 1)):
         # Official rules take the seed as it is, so that their draws are the original's; they have one set a seed.
         set_seed = derive(seed, "few_shot", number)

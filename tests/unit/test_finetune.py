@@ -1,5 +1,8 @@
 """Fine-tuning jobs: every kind of problem learns, selection sees development rows only, finished arms are kept."""
 
+import math
+import weakref
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +13,7 @@ from reclaim.finetune import run_job
 from reclaim.finetune_backprop import finetune_backprop
 from reclaim.finetune_mezo import finetune_mezo
 from reclaim.pretrain import pretrain
-from reclaim.problems import make_problem
+from reclaim.problems import evaluation_batches, make_problem
 from reclaim.prompted import run_prompt_job
 from reclaim.tasks import few_shot_sets, load_task
 from reclaim.tokenization import train_tokenizer
@@ -220,6 +223,60 @@ def test_finished_arms_are_kept_and_those_of_another_run_are_not(made):
         **options,
     )
     assert len(calls) == 2
+
+
+def test_a_rate_that_diverges_is_never_chosen_and_one_model_is_held_at_a_time(made):
+    held = []
+
+    def method(problem, rows, recipe, watch, **options):
+        held.append(weakref.ref(problem))
+        assert sum(one() is not None for one in held) == 1
+        finetune_backprop(problem, rows, recipe, watch, **options)
+        if recipe["learning_rate"] == 5e-3:
+            watch.scores = dict.fromkeys(watch.scores, math.nan)
+
+    grid = arm(made, recipe={"learning_rate": [5e-3, 3e-3, 1e-3]})
+    options = {"device": "cpu", "progress": iter, "count": lambda **work: None}
+    predictions, history = run_job(
+        {"seed": 1, "arms": [grid]}, method, state_dir=made / "held", identity="x", **options
+    )
+    chosen = history[history["selected"]].iloc[0]
+    assert len(held) == 3 and chosen["learning_rate"] != 5e-3 and chosen["dev_score"] == history["dev_score"].max()
+    alone, _ = run(made, arm(made, recipe={"learning_rate": [chosen["learning_rate"]]}), folder="alone")
+    assert predictions["prediction"].tolist() == alone["prediction"].tolist()
+
+
+def test_a_stopped_grid_goes_on_at_the_rate_where_it_was(made):
+    calls = []
+
+    def stops_at_the_second_rate(problem, rows, recipe, watch, **options):
+        calls.append(recipe["learning_rate"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        finetune_backprop(problem, rows, recipe, watch, **options)
+
+    spec = {"seed": 1, "arms": [arm(made, recipe={"learning_rate": [3e-3, 1e-3]})]}
+    options = {
+        "device": "cpu",
+        "state_dir": made / "grid",
+        "identity": "x",
+        "progress": iter,
+        "count": lambda **work: None,
+    }
+    with pytest.raises(KeyboardInterrupt):
+        run_job(spec, stops_at_the_second_rate, **options)
+    resumed, history = run_job(spec, stops_at_the_second_rate, **options)
+    assert calls == [3e-3, 1e-3, 1e-3]
+    whole, whole_history = run(made, *spec["arms"])
+    pd.testing.assert_frame_equal(resumed, whole)
+    pd.testing.assert_frame_equal(history, whole_history)
+
+
+def test_batches_of_test_rows_are_bounded_in_rows_and_tokens():
+    assert [len(batch) for batch in evaluation_batches([64] * 600)] == [256, 256, 88]
+    batches = list(evaluation_batches([2000] * 100))
+    assert sum(batches, []) == list(range(100)) and max(map(len, batches)) == 2**16 // 2000
+    assert [len(batch) for batch in evaluation_batches([10**6, 10**6])] == [1, 1]
 
 
 def test_prompting_arms(made):

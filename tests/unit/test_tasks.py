@@ -1,10 +1,13 @@
 """Few-shot sets: a function of task and seed, disjoint where they must be, shuffled where asked."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from reclaim.data import materialize
+from reclaim.errors import InputError
 from reclaim.tasks import few_shot_sets, load_task
 
 RULES = [
@@ -47,6 +50,17 @@ def test_shuffled_labels_keep_the_rows_and_spare_the_test_rows(folder):
     agreement = np.mean(plain.train["label"].to_numpy() == shuffled.train["label"].to_numpy())
     assert 0.2 < agreement < 0.8
     assert data.test["label"].tolist() == load_task(task, folder).test["label"].tolist()
+
+
+def test_data_without_labels_cannot_be_drawn_by_class_nor_shuffled(folder):
+    data = load_task({"data": "last", "few_shot": RULES[0]}, folder)
+    bare = dataclasses.replace(data, train=data.train.drop(columns="label"))
+    for rule in RULES[1:3]:
+        with pytest.raises(InputError, match="data with labels"):
+            next(few_shot_sets({"data": "last", "few_shot": rule}, bare, 1))
+    with pytest.raises(InputError, match="data with labels"):
+        next(few_shot_sets({"data": "last", "few_shot": RULES[0]}, bare, 1, True))
+    assert len(next(few_shot_sets({"data": "last", "few_shot": RULES[0]}, bare, 1)).train) == 30
 
 
 def test_test_rows_are_one_sample_for_all(folder):
