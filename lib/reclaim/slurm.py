@@ -11,15 +11,18 @@ import subprocess
 import time
 from pathlib import Path
 
+from reclaim.errors import InputError
+
 LOGS = Path(".snakemake") / "slurm_logs"
 LOCKS = Path(".snakemake") / "locks"
 
 
-def cancel_left_over(folder: Path, seconds: float = 120.0) -> list[str]:
+def cancel_left_over(folder: Path, seconds: float = 600.0) -> list[str]:
     """Cancel what is left in the queue of jobs that Snakemake started in `folder`; wait for their end; give their ids.
 
     Nothing is done where SLURM has not been used, or where this Snakemake is not the only one that holds a lock on the
-    folder (then the jobs may be the other one's).
+    folder (then the jobs may be the other one's). Raises `InputError` where SLURM does not answer, and where jobs have not
+    ended after so many seconds.
     """
     alone = len(list((folder / LOCKS).glob("*.output.lock"))) == 1
     if not alone or not (folder / LOGS).exists() or shutil.which("squeue") is None:
@@ -28,7 +31,11 @@ def cancel_left_over(folder: Path, seconds: float = 120.0) -> list[str]:
     if jobs:
         subprocess.run(["scancel", *jobs], check=True)
     end = time.monotonic() + seconds
-    while _queued(folder) and time.monotonic() < end:
+    while left := _queued(folder):
+        if time.monotonic() > end:
+            raise InputError(
+                f"SLURM's jobs {' '.join(left)}", "still there, although cancelled", "none", "Look at them with squeue."
+            )
         time.sleep(1.0)
     return jobs
 
@@ -36,6 +43,13 @@ def cancel_left_over(folder: Path, seconds: float = 120.0) -> list[str]:
 def _queued(folder: Path) -> list[str]:
     """Ids of the user's pending and running jobs whose working directory is `folder` and that Snakemake named."""
     command = ["squeue", "--me", "--noheader", "--format=%A|%Z|%k"]
-    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    fields = [line.split("|") for line in lines]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode:
+        raise InputError(
+            "squeue",
+            answer.stderr.strip(),
+            "the jobs that an earlier run may have left",
+            "Run again when SLURM answers.",
+        )
+    fields = [line.split("|") for line in answer.stdout.splitlines()]
     return sorted({job for job, place, comment in fields if comment.startswith("rule_") and Path(place) == folder})

@@ -1,18 +1,21 @@
 """A SLURM of one node on loopback: munged, slurmctld and slurmd from Debian's packages, in a folder of their own.
 
 The node pretends to have more cores than the machine, and two GPUs, which are ordinary device files: SLURM hands them
-out, counts them and sets CUDA_VISIBLE_DEVICES as it would for real ones. There is no accounting database.
+out, counts them and sets CUDA_VISIBLE_DEVICES as it would for real ones. There is no accounting database. Jobs in the
+partition `spare` give way to those in `urgent`. SLURM's own limits are wide enough for a machine that has much else to do.
 """
 
 from __future__ import annotations
 
 import os
 import pwd
+import random
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
@@ -25,7 +28,7 @@ SlurmdPort={ports[1]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire=20
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -45,10 +48,19 @@ GresTypes=gpu
 ReturnToService=2
 MinJobAge=3600
 KillWait=10
+MessageTimeout=60
+TCPTimeout=30
+BatchStartTimeout=300
+UnkillableStepTimeout=300
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=0
 SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=5
 NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory={memory} Gres=gpu:2
-PartitionName=main Nodes=node Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes=node Default=YES MaxTime=INFINITE State=UP PreemptMode=OFF
+PartitionName=spare Nodes=node MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=node MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 GRES_CONF = "NodeName=node Name=gpu File=/dev/null\nNodeName=node Name=gpu File=/dev/zero\n"
 
@@ -61,7 +73,7 @@ def missing() -> list[str]:
 class Cluster:
     """The three daemons and what tests ask of them. `stop` ends them by process id, and every job with them."""
 
-    def __init__(self, folder: Path, cores: int = 4, memory: int = 16_000):
+    def __init__(self, folder: Path, cores: int = 6, memory: int = 16_000):
         self.folder = folder
         self.daemons: dict[str, subprocess.Popen] = {}
         user = pwd.getpwuid(os.getuid()).pw_name
@@ -97,20 +109,21 @@ class Cluster:
         self.folder.chmod(0o755)
         options = [f"--{name}={self.folder}/munge/{name}" for name in ("socket", "pid-file", "seed-file", "log-file")]
         self._start("munged", "--foreground", *options, f"--key-file={key}", user=self.munge_user)
-        self.wait(lambda: (self.folder / "munge" / "socket").exists(), 20)
+        self.wait(lambda: (self.folder / "munge" / "socket").exists())
         self._start("slurmctld", "-D")
         self.start_slurmd()
 
     def start_slurmd(self) -> None:
         """Start slurmd and wait until its node takes jobs."""
         self._start("slurmd", "-D", "-N", "node")
-        self.wait(lambda: self.ask("sinfo", "-h", "-o", "%T") in ("idle", "mixed", "allocated"), 60)
+        states = {"idle", "mixed", "allocated"}
+        self.wait(lambda: self.ask("sinfo", "-h", "-p", "main", "-o", "%T") in states)
 
     def stop_slurmd(self) -> None:
         """End slurmd alone: its jobs go on, and nobody watches them."""
         daemon = self.daemons.pop("slurmd")
         daemon.terminate()
-        daemon.wait(timeout=20)
+        daemon.wait(timeout=300)
 
     def stop(self) -> None:
         """Cancel every job, then end the daemons, the last started first."""
@@ -119,19 +132,26 @@ class Cluster:
             if jobs:
                 subprocess.run(["scancel", "--signal=KILL", *jobs], env=self.environment, capture_output=True)
                 subprocess.run(["scancel", *jobs], env=self.environment, capture_output=True)
-            self.wait(lambda: not self.ask("squeue", "-h", "-o", "%i"), 30)
+            self.wait(lambda: not self.ask("squeue", "-h", "-o", "%i"))
         while self.daemons:
             _, daemon = self.daemons.popitem()
             daemon.terminate()
             try:
-                daemon.wait(timeout=20)
+                daemon.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
 
     def ask(self, *command: str) -> str:
         """What a SLURM command prints; nothing while the controller does not answer."""
-        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=600)
+        return result.stdout.strip()
+
+    def order(self, *command: str) -> str:
+        """What a SLURM command that has to succeed prints."""
+        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=600)
+        if result.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {result.stderr}")
         return result.stdout.strip()
 
     def jobs(self) -> dict[str, dict[str, str]]:
@@ -143,7 +163,11 @@ class Cluster:
                 found[fields["JobId"]] = fields
         return found
 
-    def wait(self, sign: Callable[[], object], seconds: float) -> None:
+    def state(self, job: str) -> str:
+        """A job's state, as SLURM calls it; nothing while the controller does not answer."""
+        return self.jobs().get(job, {}).get("JobState", "")
+
+    def wait(self, sign: Callable[[], object], seconds: float = 900.0) -> None:
         """Wait until `sign` holds; a daemon that ended meanwhile, or too long a wait, is an error with the logs' ends."""
         end = time.monotonic() + seconds
         while not sign():
@@ -166,11 +190,11 @@ class Cluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports below those that the system gives to connections: nobody else takes slurmd's while it is away."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as each, suppress(OSError):
+            each.bind(("127.0.0.1", port))
+            found += [port] if port not in found else []
+    return found

@@ -20,13 +20,21 @@ ROOT = Path(__file__).parents[2]
 PARTS = "Snakefile pyproject.toml config.yaml claims.yaml config rules scripts lib schemas envs profiles report".split()
 TABLES = "results/chain/metrics.parquet"
 
-PAIR = ("mezo.s11", "backprop.s11")
+PAIR = MEZO, BACKPROP = "mezo.s11", "backprop.s11"
 
-# The polls of a cluster of one node may be frequent; it has no accounts and no accounting.
+# A cluster of one node without accounts and accounting, whose jobs of one rule give way to others.
 HERE = (
-    "--slurm-no-account --slurm-status-command squeue --slurm-init-seconds-before-status-checks 2 "
-    "--seconds-between-status-checks 2 --latency-wait 10"
+    "--slurm-no-account --slurm-status-command squeue --latency-wait 10 "
+    "--set-resources finetune_backprop:slurm_partition=spare"
 ).split()
+# The executor asks SLURM ten seconds later each time that no job has ended since it last asked. Here it asks again and again.
+SNAKEMAKE = """
+from snakemake.cli import main
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+RemoteExecutor.next_seconds_between_status_checks = property(lambda self: 2, lambda self, seconds: None)
+main()
+"""
+ENDED = ("COMPLETED", "CANCELLED", "TIMEOUT", "FAILED", "OUT_OF_MEMORY", "NODE_FAIL")
 # Little memory, so that little is too much; GPUs for the jobs that come in pairs.
 RESOURCES = """
 resources:
@@ -44,10 +52,9 @@ class Story:
     events: list[dict] = field(default_factory=list)
     jobs: dict[str, dict[str, str]] = field(default_factory=dict)
     output: str = ""
-    ended: dict[str, str] = field(default_factory=dict)
 
     def attempts(self, name: str) -> list[dict[str, str]]:
-        """SLURM's jobs in which a job began, in order."""
+        """SLURM's jobs in which a job began, in order; one twice if SLURM put it back into the queue."""
         begun = [each for each in self.events if each["what"] == "begin" and name in each["output"]]
         return [self.jobs[each["job"]] for each in begun]
 
@@ -69,7 +76,7 @@ def _checkout(folder: Path, resources: str = "") -> Path:
 
 def _snakemake(*arguments: str) -> list[str]:
     files = ("--configfile", "config/smoke.yaml", "config/chain.yaml")
-    return [sys.executable, "-m", "snakemake", TABLES, *arguments, *files]
+    return [sys.executable, "-c", SNAKEMAKE, TABLES, *arguments, *files]
 
 
 class Director:
@@ -100,24 +107,29 @@ class Director:
     def release(self, name: str) -> None:
         (self.notes / "hold" / name).unlink()
 
+    def burden(self, name: str, size: int) -> None:
+        atomic = self.notes / "burden"  # a name that a job sees only when the number is in it
+        (atomic / ".new").write_text(str(size))
+        (atomic / ".new").rename(atomic / name)
+
     def events(self) -> list[dict]:
         path = self.notes / "events.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def wait(self, sign: Callable[[], object], seconds: float = 480) -> None:
+    def wait(self, sign: Callable[[], object]) -> None:
         def alive_and_well() -> object:
             if self.process is not None and self.process.poll() not in (None, 0):
                 raise RuntimeError(self.read_log()[-4000:])
             return sign()
 
-        self.cluster.wait(alive_and_well, seconds)
+        self.cluster.wait(alive_and_well)
 
-    def held(self, name: str) -> str:
-        """Wait until the job is held; give SLURM's number of it."""
+    def noted(self, what: str, name: str) -> str:
+        """Wait until the job has noted this; give SLURM's number of it."""
         found: list[str] = []
 
         def sign() -> bool:
-            found[:] = [each["job"] for each in self.events() if each["what"] == "held" and name in each["output"]]
+            found[:] = [each["job"] for each in self.events() if each["what"] == what and name in each["output"]]
             return bool(found)
 
         self.wait(sign)
@@ -135,45 +147,49 @@ class Director:
 
 def _play(director: Director) -> None:
     """The run and what happens to it."""
-    story, cluster = director.story, director.cluster
+    cluster = director.cluster
     cancelled, timed, burdened, deaf = "uniform-0.15", "uniform-0.4", "uniform-0.8", "uniform-0.3"
-    for name in (cancelled, timed, deaf, *PAIR):
+    for name in (cancelled, timed, burdened, deaf, *PAIR):
         director.hold(name)
-    (director.notes / "burden" / burdened).write_text(str(1 << 30))
     director.start()
+    first = {name: director.noted("held", name) for name in (cancelled, timed, burdened, deaf)}
 
-    # A job that is cancelled, and one whose time is up. Each is held until it has ended, so that it cannot be done before.
-    story.ended["cancelled"] = director.held(cancelled)
-    cluster.ask("scancel", story.ended["cancelled"])
-    story.ended["timed"] = director.held(timed)
-    cluster.ask("scontrol", "update", f"JobId={story.ended['timed']}", "EndTime=now+1")
-    for name, state in (("cancelled", "CANCELLED"), ("timed", "TIMEOUT")):
-        director.wait(lambda name=name, state=state: cluster.jobs()[story.ended[name]]["JobState"] == state)
-    director.release(cancelled)
-    director.release(timed)
-
-    # slurmd ends while a job runs, and the job ends before slurmd is back.
-    story.ended["deaf"] = director.held(deaf)
+    # slurmd ends while jobs run, and one of them ends before slurmd is back. No job is sent to a node without slurmd.
+    for partition in ("main", "spare"):
+        cluster.order("scontrol", "update", f"PartitionName={partition}", "State=DOWN")
     cluster.stop_slurmd()
     director.release(deaf)
-    director.wait(lambda: any(each["what"] == "end" and deaf in each["output"] for each in director.events()))
+    director.noted("end", deaf)
     cluster.start_slurmd()
+    for partition in ("main", "spare"):
+        cluster.order("scontrol", "update", f"PartitionName={partition}", "State=UP")
 
-    # Two jobs on GPUs at once; then Snakemake itself is killed, and its jobs stay in the queue.
-    for name in PAIR:
-        story.ended[name] = director.held(name)
-    # Not before it has noticed that the retried jobs ended, however slow the machine: what it does not know to be done is made
-    # again.
+    # A job that is cancelled, one whose time is up and one with too little memory. Each is held until SLURM has ended it.
+    cluster.order("scancel", first[cancelled])
+    cluster.order("scontrol", "update", f"JobId={first[timed]}", "EndTime=now+1")
+    director.burden(burdened, 1 << 30)
+    director.wait(lambda: all(cluster.state(first[name]) in ENDED for name in (cancelled, timed, burdened)))
+    for name in (cancelled, timed, burdened):
+        director.release(name)
+
+    # Two jobs on GPUs at once, one of which has to give way to somebody else's.
+    jobs = {name: director.noted("held", name) for name in PAIR}
+    cluster.order("sbatch", "--partition=urgent", "--gpus=1", "--mem=100", "--output=/dev/null", "--wrap=true")
+    director.wait(lambda: cluster.jobs().get(jobs[BACKPROP], {}).get("Restarts") == "1")
+    director.release(BACKPROP)
+
+    # Snakemake itself is killed, and its job stays in the queue. Not before it has noticed that the others ended, however slow
+    # the machine: what it does not know to be done is made again.
     director.wait(lambda: director.finished("pretrain", (cancelled, timed, burdened, deaf)))
+    director.wait(lambda: director.finished("finetune_backprop", [BACKPROP]))
     director.process.kill()
     director.process.wait()
     director.process = None
     unlock = _snakemake("--unlock", "--workflow-profile", "profiles/default")
-    subprocess.run(unlock, cwd=story.folder, env=director.environment, check=True, capture_output=True)
+    subprocess.run(unlock, cwd=director.story.folder, env=director.environment, check=True, capture_output=True)
     director.start()
-    director.wait(lambda: all(cluster.jobs()[story.ended[name]]["JobState"] == "CANCELLED" for name in PAIR))
-    for name in PAIR:
-        director.release(name)
+    director.wait(lambda: cluster.state(jobs[MEZO]) == "CANCELLED")
+    director.release(MEZO)
     director.wait(lambda: director.process.poll() == 0)
 
 
@@ -186,18 +202,20 @@ def story() -> Iterator[Story]:
     with tempfile.TemporaryDirectory(prefix="reclaim-slurm-") as name:
         place = Path(name)
         reference, folder = _checkout(place / "reference"), _checkout(place / "workflow", RESOURCES)
-        done = subprocess.run(_snakemake("--cores", "2"), cwd=reference, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        with open(place / "reference.log", "wb") as log:
+            local = subprocess.Popen(_snakemake("--cores", "2"), cwd=reference, stdout=log, stderr=log)
         cluster = Cluster(place / "slurm")
         story = Story(folder, reference)
         director = Director(story, cluster)
         try:
             cluster.start()
             _play(director)
+            assert local.wait() == 0, (place / "reference.log").read_text()
         finally:
-            if director.process is not None and director.process.poll() is None:
-                director.process.kill()
-                director.process.wait()
+            for process in (local, director.process):
+                if process is not None and process.poll() is None:
+                    process.kill()
+                    process.wait()
             story.jobs = cluster.jobs()
             cluster.stop()
             story.events, story.output = director.events(), director.read_log()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slurm.conftest import PAIR, TABLES
+from slurm.conftest import BACKPROP, MEZO, PAIR, TABLES
 
 
 def _asked(job: dict[str, str]) -> tuple[int, int]:
@@ -60,14 +60,21 @@ def test_a_job_out_of_memory_is_retried_with_more_and_resumes(story):
 
 def test_a_job_that_ends_while_slurmd_is_away_is_not_lost(story):
     (only,) = story.attempts("uniform-0.3")
-    assert only["JobState"] == "COMPLETED" and only["JobId"] == story.ended["deaf"]
+    assert only["JobState"] == "COMPLETED"
+
+
+def test_a_preempted_job_goes_back_into_the_queue_and_resumes(story):
+    first, second = story.attempts(BACKPROP)
+    assert first["JobId"] == second["JobId"], "SLURM put it back, and Snakemake did not submit it again"
+    assert (first["Partition"], first["Restarts"], first["JobState"]) == ("spare", "1", "COMPLETED")
+    assert _asked(first) == (1500, 20)
+    assert "resumed at step" in story.logs(BACKPROP)
 
 
 def test_a_killed_snakemake_goes_on_where_it_was(story):
-    for name in PAIR:
-        first, second = story.attempts(name)
-        assert (first["JobState"], second["JobState"]) == ("CANCELLED", "COMPLETED")
-        assert "resumed at step" in story.logs(name)
+    first, second = story.attempts(MEZO)
+    assert (first["JobState"], second["JobState"]) == ("CANCELLED", "COMPLETED")
+    assert "resumed at step" in story.logs(MEZO)
     assert "cancelled what an earlier run left" in story.output
     for name in ("uniform-0.15", "uniform-0.4", "uniform-0.8"):
         assert len(story.attempts(name)) == 2, "made again although it was finished"

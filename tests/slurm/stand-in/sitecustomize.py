@@ -53,13 +53,14 @@ if any("/.snakemake/scripts/" in each for each in getattr(sys, "orig_argv", []))
             burden = None
             for done, item in enumerate(super().progress(iterable, total, desc)):
                 if done == 6:  # some state has been saved by then
-                    if path := self.asked("burden"):
-                        burden = bytearray(b"x") * int(path.read_text())
-                        time.sleep(5)
-                    if path := self.asked("hold"):
+                    if held := self.asked("hold"):
                         self.note("held")
-                        while path.exists():
-                            time.sleep(0.1)
+                    while True:
+                        if burden is None and (path := self.asked("burden")):
+                            burden = bytearray(b"x") * int(path.read_text())
+                        if not held or not held.exists():
+                            break
+                        time.sleep(0.1)
                 yield item
             del burden
 
