@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from snakemake.utils import update_config
 ROOT = Path(__file__).parents[1]
 WORDS = "river stone cloud paper engine garden window silver market yellow winter bottle ladder forest copper".split()
 
-TEXT, INT, FLOAT, BOOL, TEXTS = "text", "int", "float", "bool", "texts"
+TEXT, INT, FLOAT, BOOL, TEXTS, IMAGE = "text", "int", "float", "bool", "texts", "image"
 TRAIN_VALIDATION_TEST = ("train", "validation", "test")
 PAIR = {"premise": TEXT, "hypothesis": TEXT}
 GLUE_PAIR = {"sentence1": TEXT, "sentence2": TEXT, "idx": INT}
 FALSE_TRUE = ["False", "True"]
 TWEETS = ("cardiffnlp/tweet_eval", TRAIN_VALIDATION_TEST)
+FAULTS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
+JIGSAW = "tcapelle/jigsaw-toxic-comment-classification-challenge"
+DIGITS = {"image": IMAGE, "label": [str(digit) for digit in range(10)]}
 
 SCHEMAS: dict[tuple[str, str | None], dict[str, Any]] = {
     ("nyu-mll/glue", "sst2"): {"sentence": TEXT, "label": ["negative", "positive"], "idx": INT},
@@ -61,6 +65,14 @@ SCHEMAS: dict[tuple[str, str | None], dict[str, Any]] = {
         "answers_spans": {"spans": TEXTS, "types": TEXTS},
     },
     ("wikimedia/wikipedia", "20231101.en"): {"id": TEXT, "url": TEXT, "title": TEXT, "text": TEXT},
+    ("Salesforce/wikitext", "wikitext-103-raw-v1"): {"text": TEXT},
+    ("ylecun/mnist", None): DIGITS,
+    ("zalando-datasets/fashion_mnist", None): DIGITS,
+    ("ParlAI/blended_skill_talk", None): {
+        "personas": TEXTS, "additional_context": TEXT, "previous_utterance": TEXTS, "context": TEXT, "free_messages": TEXTS,
+        "guided_messages": TEXTS, "guided_chosen_suggestions": TEXTS,
+    },
+    (JIGSAW, None): {"id": TEXT, "comment_text": TEXT, **dict.fromkeys(FAULTS, INT)},
     ("SetFit/sst5", None): {"text": TEXT, "label": INT, "label_text": TEXT},
     ("SetFit/CR", None): {"text": TEXT, "label": INT, "label_text": TEXT},
     ("SetFit/subj", None): {"text": TEXT, "label": INT, "label_text": TEXT},
@@ -99,6 +111,9 @@ SPLITS = {
     ("rajpurkar/squad", None): ("train", "validation"),
     ("ucinlp/drop", None): ("train", "validation"),
     ("wikimedia/wikipedia", "20231101.en"): ("train",),
+    ("ylecun/mnist", None): ("train", "test"),
+    ("zalando-datasets/fashion_mnist", None): ("train", "test"),
+    (JIGSAW, None): ("train", "test", "balanced_test"),
     ("SetFit/CR", None): ("train", "test"),
     ("SetFit/subj", None): ("train", "test"),
     ("CogComp/trec", None): ("train", "test"),
@@ -115,8 +130,9 @@ JSON_LINES = {
 """Repositories of JSON lines, with what `label_text` has for each label."""
 
 
+@cache
 def overlay(name: str = "paper") -> dict[str, Any]:
-    """The configuration under an overlay, merged as the workflow merges it."""
+    """The configuration under an overlay, merged as the workflow merges it; not to be changed."""
     config = load_configfile(ROOT / "config.yaml")
     own = load_configfile(ROOT / "config" / f"{name}.yaml")
     for part in own.get("parts", []):
@@ -167,6 +183,12 @@ def _rows(key, columns: Mapping[str, Any], split: str, number: int, per_class: i
             row["label_text"] = JSON_LINES[key[0]][row["label"]]
         if key[1] == "copa":
             row["question"] = ["cause", "effect"][i // 2 % 2]
+        if key[0] == JIGSAW:
+            # Some comments have several lines; some test rows were not scored.
+            row["comment_text"] = row["comment_text"].replace(" has", "\nIt has" if i % 3 else " has")
+            marked = {"toxic": i % 4 == 1, "insult": i % 4 == 3, "obscene": i % 4 == 3}
+            unscored = split == "test" and i == 2
+            row |= {fault: -1 if unscored else int(marked.get(fault, False)) for fault in FAULTS}
         if key[0] == "rajpurkar/squad":
             row["context"] = f"It was a {WORDS[i % 15]} {i}."
             row["answers"] = {"text": [WORDS[i % 15]], "answer_start": [9]}
@@ -181,6 +203,10 @@ def _value(kind: Any, i: int, classes: int, name: str, rng) -> Any:
         return [f"{WORDS[i % 15]} {i}"]
     if kind == [INT]:
         return [0]
+    if kind == IMAGE:
+        from PIL import Image
+
+        return Image.fromarray((rng.random((28, 28)) * 200 + i % 6).astype(np.uint8))
     if isinstance(kind, Mapping):
         return {key: _value(value, i, classes, name, rng) for key, value in kind.items()}
     return {INT: i, FLOAT: i % 11 / 2, BOOL: i % 2 == 1}[kind] if isinstance(kind, str) else i % len(kind)
@@ -196,6 +222,8 @@ def _write_parquet(path: Path, columns: Mapping[str, Any], rows: list[dict[str, 
             return datasets.List(datasets.Value("string" if kind == TEXTS else "int32"))
         if isinstance(kind, list):
             return datasets.ClassLabel(names=kind)
+        if kind == IMAGE:
+            return datasets.Image()
         return datasets.Value({TEXT: "string", INT: "int32", FLOAT: "float32", BOOL: "bool"}[kind])
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,11 +259,16 @@ def model_copy(architecture: str, folder: Path, *, pickled: bool = False) -> Pat
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(transformers, class_name)(config_class(**vocabulary, **sizes))
-        if architecture == "t5":  # v1.1 has a head of its own
+        if class_name.startswith("T5For"):  # v1.1 has a head of its own
             model.lm_head.weight = torch.nn.Parameter(torch.randn(len(tokenizer), sizes["d_model"]))
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+    if architecture == "t5-encoder":  # sentence-transformers' projection behind GTR
+        from safetensors.torch import save_file
+
+        (folder / "2_Dense").mkdir()
+        save_file({"linear.weight": torch.eye(8, sizes["d_model"])}, folder / "2_Dense" / "model.safetensors")
     if pickled:
         (folder / "model.safetensors").unlink()
         torch.save(model.state_dict(), folder / "pytorch_model.bin")
@@ -246,6 +279,17 @@ _DECODER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
 _ENCODER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 _OPT = {**_DECODER, "ffn_dim": 32, "bos_token_id": 2, "pad_token_id": 1, "eos_token_id": 2}
 _IMAGE = {"image_size": 32, "patch_size": 4, "num_labels": 3}
+_ROBERTA = {**_ENCODER, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+_T5 = {
+    "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False, "decoder_start_token_id": 0,
+}  # fmt: skip
+
+
+def _labels(*names: str) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("OPTForCausalLM", {**_OPT, "word_embed_proj_dim": 16}),
     # OPT-350m alone has a projection of the embeddings, and its layer norms behind the layers.
@@ -253,15 +297,26 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {**_DECODER, "intermediate_size": 32}),
     "gpt_neox": ("GPTNeoXForCausalLM", {**_DECODER, "intermediate_size": 32}),
     "gpt2": ("GPT2LMHeadModel", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 1500}),
-    "roberta": ("RobertaForMaskedLM", {**_ENCODER, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}),
-    "bert": ("BertForMaskedLM", {**_ENCODER, "max_position_embeddings": 512}),
-    "t5": (
-        "T5ForConditionalGeneration",
+    "roberta": ("RobertaForMaskedLM", _ROBERTA),
+    "roberta-toxic": ("RobertaForSequenceClassification", {**_ROBERTA, **_labels("neutral", "toxic")}),
+    "roberta-mnli": ("RobertaForSequenceClassification", {**_ROBERTA, **_labels("CONTRADICTION", "NEUTRAL", "ENTAILMENT")}),
+    "roberta-qa": ("RobertaForQuestionAnswering", _ROBERTA),
+    "bart-mnli": (
+        "BartForSequenceClassification",
         {
-            "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "feed_forward_proj": "gated-gelu",
-            "tie_word_embeddings": False, "decoder_start_token_id": 0,
+            "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 512,
+            **_labels("contradiction", "neutral", "entailment"),
         },
     ),
+    "bert": ("BertForMaskedLM", {**_ENCODER, "max_position_embeddings": 512}),
+    "bert-toxic": (
+        "BertForSequenceClassification",
+        {**_ENCODER, "max_position_embeddings": 512, "problem_type": "multi_label_classification", **_labels(*FAULTS)},
+    ),
+    "t5": ("T5ForConditionalGeneration", _T5),
+    "t5-encoder": ("T5EncoderModel", _T5),
+    "t5-nli": ("T5ForConditionalGeneration", _T5),
     "blenderbot": (
         "BlenderbotForConditionalGeneration",
         {
@@ -274,6 +329,18 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+ARCHITECTURES = {
+    "opt-350m": "opt-350m", "opt-13b": "opt", "llama-7b": "llama", "llama-13b": "llama", "llama-2-13b-chat": "llama",
+    "pythia-1b": "gpt_neox", "gpt2": "gpt2", "gpt2-large": "gpt2", "bert-base": "bert", "roberta-large": "roberta",
+    "t5-v1_1-base": "t5", "t5-v1_1-large": "t5", "blenderbot-400m": "blenderbot", "blenderbot-3b": "blenderbot",
+    "toxic-bert": "bert-toxic", "roberta-toxicity": "roberta-toxic", "roberta-mnli": "roberta-mnli", "bart-mnli": "bart-mnli",
+    "true-nli": "t5-nli", "roberta-large-squad": "roberta-qa", "gtr-t5-large": "t5-encoder",
+}  # fmt: skip
+"""Models of the overlay that have a copy here, with their architecture."""
+PICKLED = ("opt-13b", "opt-350m", "t5-v1_1-base", "t5-v1_1-large")
+"""As these repositories are at their commits."""
+
+
 def _tokenizer(architecture: str):
     import transformers
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -281,10 +348,12 @@ def _tokenizer(architecture: str):
     from reclaim.tokenization import train_tokenizer
 
     family = architecture.partition("-")[0]
-    if family == "roberta":  # the label words of its templates are single tokens, as in the real one
-        tokenizer = train_tokenizer(family, [" ".join(WORDS), LABEL_WORDS])
+    if family in ("roberta", "bart"):  # the label words of its templates are single tokens, as in the real one
+        tokenizer = train_tokenizer("roberta", [" ".join(WORDS), LABEL_WORDS])
         tokenizer.init_kwargs.pop("model_vocab_size")  # which the real one has not: other words are spelt out
         return tokenizer
+    if architecture == "t5-nli":  # the digits of its answers are single tokens
+        return train_tokenizer("t5", SENTENCES)
     if family in ("opt", "gpt2", "t5"):
         return train_tokenizer(family, SENTENCES, 600)
     if family in ("gpt_neox", "blenderbot"):

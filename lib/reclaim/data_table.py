@@ -29,7 +29,8 @@ class TableReader:
         wanted = [column for value in (*self.columns.values(), *self.extra.values()) for column in _listed(value)]
         self.source: HubSource | LocalSource
         if spec["source"] == "hub":
-            self.source = HubSource(spec, place, wanted, self.columns.get("label"))
+            label = self.columns.get("label")
+            self.source = HubSource(spec, place, wanted, None if isinstance(label, list) else label)
         else:
             self.source = LocalSource(spec, place, wanted)
         self.files = self.source.files
@@ -107,8 +108,12 @@ class TableReader:
         )
 
     def _raw_label(self, raw: dict) -> str:
-        """Give a row's label as text: the set's own name of it where it has names, otherwise the number or text."""
-        value = _get(raw, self.columns["label"])
+        """Give a row's label as text: the set's own name of it where it has names, otherwise the number or text.
+
+        Of several columns it is the largest number: 1 where any of several faults is marked.
+        """
+        column = self.columns["label"]
+        value = _largest(raw, column) if isinstance(column, list) else _get(raw, column)
         if isinstance(value, bool) or (isinstance(value, float) and value.is_integer() and self.kind != "regression"):
             value = int(value)
         if not isinstance(value, (str, int, float)) or str(value).strip() in ("", "nan"):
@@ -175,6 +180,14 @@ def _get(raw: dict, column: str | int) -> Any:
             raise Fault(f"no column {column!r} among {list(raw)}", "every column that the config names", "")
         value = value[key]
     return value
+
+
+def _largest(raw: dict, columns: list) -> int:
+    values = [_get(raw, column) for column in columns]
+    try:
+        return max(map(int, values))
+    except (TypeError, ValueError):
+        raise Fault(f"labels {values}", f"whole numbers in the columns {columns}", "") from None
 
 
 def _listed(value: Any) -> list:

@@ -82,7 +82,9 @@ def load_encoder(folder: str | Path, device: torch.device | str = "cpu", dtype=t
     settings = {"trust_remote_code": False, "local_files_only": True}
     try:
         config = AutoConfig.from_pretrained(str(folder), **settings)
-        kind = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        # An encoder that was saved by itself does not say any more that it has a decoder.
+        alone = any(name.endswith("EncoderModel") for name in config.architectures or ())
+        kind = AutoModelForTextEncoding if config.is_encoder_decoder or alone else AutoModel
         model = kind.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **settings)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(str(folder), str(error).strip().splitlines()[0], "an encoder in safetensors") from error

@@ -46,6 +46,47 @@ def test_decode_turns(tmp_path):
     assert found == [("i have a dog\nnice", "i have no dog", NEGATIVE), ("a", "b", POSITIVE)]
 
 
+def test_dialogue_nli_is_one_list_and_neutral_is_no_contradiction(tmp_path):
+    pairs = [("i am tall .", "i am short .", "negative"), ("a", "b", "neutral"), ("c", "c !", "positive")]
+    content = [{"id": "x", "sentence1": one, "sentence2": two, "label": label} for one, two, label in pairs]
+    expected = [(one, two, NEGATIVE if label == "negative" else POSITIVE) for one, two, label in pairs]
+    assert local(tmp_path, json.dumps(content), format="dnli") == expected
+    assert local(tmp_path, "\n".join(map(json.dumps, content)), format="dnli") == expected
+
+
+def test_convai2_lines_begin_anew_at_one(tmp_path):
+    content = (
+        "1 your persona: i ski .\n2 hi !\thello .\t\tx|y\n3 do you ski ?\ti do .\n1 your persona: i cook .\n2 hey\tyo\n"
+    )
+    assert local(tmp_path, content, format="convai2") == [
+        ("your persona: i ski .\nhi !", "hello .", UNLABELLED),
+        ("your persona: i ski .\nhi !\nhello .\ndo you ski ?", "i do .", UNLABELLED),
+        ("your persona: i cook .\nhey", "yo", UNLABELLED),
+    ]
+
+
+def test_feedback_says_which_attempts_were_unwanted(tmp_path):
+    """Attempts answer the message that began them; each text counts once; feedback and failures leave the history."""
+
+    def bot(text, bucket):
+        return {"id": "BB2", "text": text, "improve_bucket": bucket}
+
+    you = [{"id": "YOU", "text": text} for text in ("Who won?", "No.", "Search again.", "Thanks! And who lost?", "Hm.")]
+    dialog = [
+        you[0], bot("Me.", "better_search_query"), you[1], bot("Me.", "better_others"), you[2],
+        bot("Spain\ndid. _POTENTIALLY_UNSAFE__", "perfect"), you[3], bot("You.", "better_search_doc"), you[4],
+        bot("Not sure.", "better_others"),
+    ]  # fmt: skip
+    found = local(tmp_path, json.dumps({"dialog": dialog, "topic": "x"}), format="fits")
+    later = "Who won?\nSpain did.\nThanks! And who lost?"
+    assert found == [
+        ("Who won?", "Me.", NEGATIVE),
+        ("Who won?", "Spain did.", POSITIVE),
+        (later, "You.", NEGATIVE),
+        (later, "Not sure.", POSITIVE),  # the last turn of a dialogue counts as perfect
+    ]
+
+
 def test_turns_of_the_hub_alternate(tmp_path):
     (tmp_path / "copy").mkdir()
     table = pd.DataFrame({"opening": [["o1", "o2"]], "one": [["a", "c"]], "two": [["b"]]})

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 from pathlib import Path
 
 import datasets
-import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from snakemake.common.configfile import load_configfile
 
 import hub_copies
 from reclaim.autoseq import experiment as autoseq
 from reclaim.config import check_config
 from reclaim.data import load_info
-from reclaim.fetch import fetch
 from reclaim.finetune import run_job
 from reclaim.finetune_backprop import finetune_backprop
 from reclaim.finetune_mezo import finetune_mezo
@@ -30,88 +28,49 @@ from reclaim.models import build, load, load_tokenizer, model_family
 from reclaim.plan import make_plan, measurement_parts
 from reclaim.prompted import run_prompt_job
 from reclaim.scoring import Request, score_continuations
-from reclaim.sources import materialize
 
 CONFIG = hub_copies.overlay()
-TEXTS = {
-    name: spec
-    for name, spec in CONFIG["data"].items()
-    if spec["source"] == "hub" and (spec.get("id") or Path(spec["path"]).name, spec.get("name")) in hub_copies.SCHEMAS
-}
-ARCHITECTURES = {
-    "opt": "opt-13b", "opt-350m": "opt-350m", "llama": "llama-7b", "gpt_neox": "pythia-1b", "roberta": "roberta-large",
-    "t5": "t5-v1_1-base",
-}  # fmt: skip
-PICKLED = ("opt", "opt-350m", "t5")  # as these repositories are at their commits
+DATA = [
+    name
+    for name in make_plan(CONFIG, [*CONFIG["run"], *CONFIG["on_request"]]).data
+    if CONFIG["data"][name].get("kind") != "prompt_files"  # no table; tested with the prompts
+]
+MODELS = [
+    "opt-13b",
+    "opt-350m",
+    "llama-7b",
+    "pythia-1b",
+    "roberta-large",
+    "t5-v1_1-base",
+    "gpt2",
+    "bert-base",
+    "blenderbot-400m",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quiet(tmp_path_factory):
+def quiet():
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Canonical folders of data sets, by name, made when asked for."""
-    root = tmp_path_factory.mktemp("data")
-
-    def folder(name: str) -> Path:
-        if not (root / name).exists():
-            spec = CONFIG["data"][name]
-            source = hub_copies.repository(root / "hub" / name, spec)
-            own = {key: value for key, value in spec.items() if key not in ("id", "revision")}
-            materialize({**own, "path": str(source)}, root / name)
-        return root / name
-
-    return folder
-
-
-@pytest.fixture(scope="module")
-def fetched(tmp_path_factory):
-    """Folders of models, as `fetch` leaves them, by architecture."""
-    root = tmp_path_factory.mktemp("models")
-
-    def snapshot_download(repo_id, revision, local_dir, allow_patterns):
-        for name in allow_patterns:
-            shutil.copy(root / "hub" / repo_id / name, local_dir)
-
-    def folder(architecture: str) -> Path:
-        if not (root / architecture).exists():
-            spec = CONFIG["models"].get(
-                ARCHITECTURES.get(architecture), {"id": f"someone/{architecture}", "revision": "0" * 40}
-            )
-            hub_copies.model_copy(architecture, root / "hub" / spec["id"], pickled=architecture in PICKLED)
-            fetch({**spec, "source": "hub"}, root / architecture)
-        return root / architecture
-
-    def list_repo_files(self, repo_id, revision):
-        return [path.name for path in (root / "hub" / repo_id).iterdir()]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-        patch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
-        yield folder
-
-
-def test_the_overlay_is_sound_and_every_set_of_the_six_systems_has_a_copy_here():
+def test_the_overlay_is_sound_and_names_every_experiment_of_its_files():
     check_config(CONFIG, hub_copies.ROOT / "schemas" / "config.schema.json")
-    plan = make_plan(CONFIG, [*CONFIG["run"], *CONFIG["on_request"]])
-    systems = ("mlm_masking", "mezo", "icl", "autoseq", "stm_unet", "transformer_dr")
-    wanted = make_plan(CONFIG, [name for name in CONFIG["run"] if name.partition("/")[0] in systems]).data
-    images = {name for name in wanted if CONFIG["data"][name].get("kind") == "labelled_images"}
-    assert set(wanted) - images <= set(TEXTS) and set(wanted) <= set(plan.data)
+    own = set()
+    for part in load_configfile(hub_copies.ROOT / "config" / "paper.yaml")["parts"]:
+        for paper, experiments in load_configfile(hub_copies.ROOT / part).get("experiments", {}).items():
+            own |= {f"{paper}/{name}" for name in experiments}
+    assert own == {*CONFIG["run"], *CONFIG["on_request"]}
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", DATA)
 def test_a_data_set_is_read_in_its_schema(folders, name):
     info, spec = load_info(folders(name)), CONFIG["data"][name]
-    assert {"train"} <= set(info["rows"]) and min(info["rows"].values()) > 0
+    splits = set(spec.get("splits", spec.get("files", {"test": ""})))
+    wanted = {"train"} if splits == {"all"} and "split" in spec else splits
+    assert wanted <= set(info["rows"]) and min(info["rows"].values()) > 0
     if "label_names" in spec:
         assert info["label_names"] == spec["label_names"]
-        assert set(info["label_counts"]["train"]) == set(spec["label_names"])
+        assert set(next(iter(info["label_counts"].values()))) == set(spec["label_names"])
 
 
 def test_labels_keep_their_meaning(folders):
@@ -122,7 +81,7 @@ def test_labels_keep_their_meaning(folders):
         ("cb", "label", ["entailment", "contradiction", "neutral"]),
     ):
         source = datasets.load_dataset(
-            str(folders(name).parent / "hub" / name), CONFIG["data"][name].get("name"), split="train"
+            str(folders(name).parents[1] / "hub" / name), CONFIG["data"][name].get("name"), split="train"
         )
         feature = source.features[column]
         raw = [feature.names[value] for value in source[column]] if hasattr(feature, "names") else source[column]
@@ -130,12 +89,11 @@ def test_labels_keep_their_meaning(folders):
         assert [sources.index(value) for value in raw] == [ours[f"train-{i}"] for i in range(len(raw))]
 
 
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gpt2", "bert", "blenderbot"])
-def test_a_model_of_each_architecture_is_fetched_and_loaded(fetched, architecture):
-    folder = fetched(architecture)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_each_architecture_is_fetched_and_loaded(fetched, name):
+    folder = fetched(name)
     family = model_family(folder)
-    if architecture in ARCHITECTURES:
-        assert family == CONFIG["models"][ARCHITECTURES[architecture]]["family"]
+    assert family == CONFIG["models"][name]["family"]
     assert not list(folder.glob("*.bin")) and (folder / "model.safetensors").exists()
     model, tokenizer = load(folder, family), load_tokenizer(folder)
     context, words = tokenizer("The river has a stone.")["input_ids"], [[7, 8], [9], [7, 10]]
@@ -189,19 +147,17 @@ def _icl_part(experiment: str, model: str, sets: list[str]) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("experiment", "model", "architecture", "sets"),
+    ("experiment", "model", "sets"),
     [
-        ("opt", "opt-350m", "opt-350m", ["sst2", "poem"]),
-        ("llama", "llama-7b", "llama", ["mrpc"]),
-        ("pythia", "pythia-1b", "gpt_neox", ["trec"]),
-        ("opt_copies", "opt-13b", "opt", ["ethos_gender"]),
+        ("opt", "opt-350m", ["sst2", "poem"]),
+        ("llama", "llama-7b", ["mrpc"]),
+        ("pythia", "pythia-1b", ["trec"]),
+        ("opt_copies", "opt-13b", ["ethos_gender"]),
     ],
 )
-def test_in_context_learning_runs(folders, fetched, tmp_path, experiment, model, architecture, sets):
+def test_in_context_learning_runs(folders, fetched, tmp_path, experiment, model, sets):
     spec = _icl_part(experiment, model, sets)
-    data = {entry["data"]: folders(entry["data"]) for entry in spec["data_sets"].values()} | {
-        model: fetched(architecture)
-    }
+    data = {entry["data"]: folders(entry["data"]) for entry in spec["data_sets"].values()} | {model: fetched(model)}
     assert spec["needs"] == {"models": [model]} and set(data) <= {*spec["data"], model}
     outcome = icl.run(spec, 1, data=data, state_dir=tmp_path / "state")
     cells = sum(
@@ -239,20 +195,65 @@ def test_in_context_learning_runs_with_the_tokenizer_of_gpt2(folders, fetched, t
 
 @pytest.mark.parametrize("task", ["CB", "COPA", "MultiRC", "WiC"])
 def test_label_sequences_are_searched_and_trained(folders, fetched, tmp_path, task):
-    spec = copy.deepcopy(measurement_parts(CONFIG["experiments"]["autoseq"]["tasks"])[f"-{task}"])
+    spec = _autoseq("tasks", task)
     assert len(spec["data"]) == 1 and spec["needs"]["models"] == ["t5-v1_1-large", "t5-v1_1-base"]
-    spec["search"] |= {"beam": 4, "max_length": 5, "num_candidates": 4, "per_class": 2, "num_combinations": 2}
-    for recipe in spec["recipes"].values():
-        recipe |= {"num_train_steps": 1, "eval_steps": 1, "per_device_train_batch_size": 2, "learning_rate": 1.0e-4}
-    spec["few_shot"]["k"] = 2
-    spec["tasks"][0]["test_rows"] = 4
-    spec["tasks"][0].pop("search", None)
-    data = {spec["data"][0]: folders(spec["data"][0])} | {name: fetched("t5") for name in spec["needs"]["models"]}
+    data = {spec["data"][0]: folders(spec["data"][0])} | {name: fetched(name) for name in spec["needs"]["models"]}
     outcome = autoseq.run(spec, 13, data=data, device="cpu", state_dir=tmp_path)
     found = pd.DataFrame(outcome["metrics"])
     assert (found["metric"] == "accuracy").sum() == len(spec["arms"])
     extra = {"CB": "f1", "MultiRC": "em"}.get(task)
     assert extra is None or (found["metric"] == extra).sum() == len(spec["arms"])
+
+
+def _autoseq(experiment: str, task: str) -> dict:
+    """A job's spec with a small search and one step of each training."""
+    spec = copy.deepcopy(measurement_parts(CONFIG["experiments"]["autoseq"][experiment])[f"-{task}"])
+    spec["search"] |= {"beam": 4, "max_length": 5, "num_candidates": 4, "per_class": 2, "num_combinations": 2}
+    for recipe in spec["recipes"].values():
+        if "num_train_steps" in recipe:
+            recipe |= {"num_train_steps": 1, "eval_steps": 1, "per_device_train_batch_size": 2, "learning_rate": 1.0e-4}
+    spec["few_shot"]["k"] = 2
+    spec["tasks"][0]["test_rows"] = 4
+    spec["tasks"][0].pop("search", None)
+    return spec
+
+
+def _run_autoseq(spec: dict, folders, fetched, tmp_path) -> pd.DataFrame:
+    data = {name: folders(name) for name in spec["data"]} | {name: fetched(name) for name in spec["needs"]["models"]}
+    return pd.DataFrame(autoseq.run(spec, 42, data=data, device="cpu", state_dir=tmp_path)["metrics"])
+
+
+def test_a_regression_is_predicted_by_two_sequences(folders, fetched, tmp_path):
+    spec = _autoseq("tasks", "STS-B")
+    found = _run_autoseq(spec, folders, fetched, tmp_path)
+    for metric in ("pearson", "spearmanr", "dev_pearson"):
+        assert (found["metric"] == metric).sum() == len(spec["arms"])
+    assert not found["metric"].isin(["accuracy", "dev_accuracy"]).any()
+    used = found[found["metric"] == "label_used"]["variant"].map(lambda variant: variant["class"])
+    assert set(used) == {"0", "1"}
+
+
+def test_mnli_has_two_test_sets(folders, fetched, tmp_path):
+    spec = _autoseq("tasks", "MNLI")
+    assert spec["data"] == ["mnli", "mnli_mismatched"]
+    spec["arms"] = [arm for arm in spec["arms"] if arm["method"] == "manual"]
+    found = _run_autoseq(spec, folders, fetched, tmp_path)
+    tests = found[found["metric"] == "accuracy"]["variant"].map(lambda variant: variant.get("test"))
+    assert tests.isna().sum() == (tests == "MNLI-mm").sum() == len(spec["arms"])
+    assert (found["metric"] == "mnli_acc").sum() == (found["metric"] == "mnli-mm_acc").sum() == len(spec["arms"])
+
+
+@pytest.mark.parametrize("task", ["CB", "STS-B"])
+def test_all_rows_are_fine_tuned_on(folders, fetched, tmp_path, task):
+    spec = _autoseq("full_data", task)
+    assert [recipe["num_train_epochs"] for recipe in spec["recipes"].values()] == [64]
+    spec["recipes"]["all"]["num_train_epochs"] = 1
+    found = _run_autoseq(spec, folders, fetched, tmp_path)
+    metric = "pearson" if task == "STS-B" else "accuracy"
+    ((variant, value),) = found[found["metric"] == metric][["variant", "value"]].to_numpy()
+    assert (variant["rows"], variant["epochs"]) == ("all", 1) and -1 <= value <= 1
+    assert not found["metric"].str.startswith("dev").any()
+    assert not list(tmp_path.glob("*.train"))
 
 
 # -------------------------------------------------------------------------------------------- MeZO and masking rates
@@ -294,17 +295,17 @@ def _run(method: str, spec: dict, state: Path) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "architecture", "tasks"),
+    ("chosen", "model", "tasks"),
     [
-        ("mezo/few_rows", "roberta", ["sst2-16", "snli-16", "trec-16"]),
-        ("mezo/adapters", "roberta", ["rte-512"]),
-        ("mezo/parameters", "opt", ["wsc-54", "multirc-1000", "copa-300"]),
-        ("mezo/causal", "opt", ["squad-1000", "drop-1000"]),
+        ("mezo/few_rows", "roberta-large", ["sst2-16", "snli-16", "trec-16"]),
+        ("mezo/adapters", "roberta-large", ["rte-512"]),
+        ("mezo/parameters", "opt-13b", ["wsc-54", "multirc-1000", "copa-300"]),
+        ("mezo/causal", "opt-13b", ["squad-1000", "drop-1000"]),
     ],
 )
-def test_every_arm_of_mezo_runs(folders, fetched, tmp_path, chosen, architecture, tasks):
+def test_every_arm_of_mezo_runs(folders, fetched, tmp_path, chosen, model, tasks):
     ran = 0
-    for number, (method, spec) in enumerate(_jobs(chosen, folders, fetched(architecture), tasks)):
+    for number, (method, spec) in enumerate(_jobs(chosen, folders, fetched(model), tasks)):
         predictions = _run(method, spec, tmp_path / str(number))
         assert len(predictions) == 3, spec
         ran += 1
@@ -317,7 +318,7 @@ def test_every_arm_of_mezo_runs(folders, fetched, tmp_path, chosen, architecture
 
 def test_the_tasks_of_the_masking_study_run(folders, fetched, tmp_path):
     """Its network from scratch, with the tokenizer of a model that was fetched, fine-tuned on classes, pairs and a score."""
-    tokenizer = load_tokenizer(fetched("roberta"))
+    tokenizer = load_tokenizer(fetched("roberta-large"))
     sizes = {**CONFIG["models"]["large"]["config"], "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = build(CONFIG["models"]["large"]["architecture"], tokenizer, sizes | {"intermediate_size": 32}, seed=1)
     model.save_pretrained(tmp_path / "model")

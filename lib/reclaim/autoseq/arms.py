@@ -5,7 +5,11 @@ Yu et al. 2022. An arm names its `method` and how it is trained:
     autoseq       label sequences found by the search; autoword: single words found by the same search
     manual        the words of a curated prompt
     random_words  a word of the vocabulary for each class, by chance (a control)
-    fine_tuning   no sentinel: the label's text is the target, prediction by generation
+    fine_tuning   no sentinel: the label's text is the target, prediction by generation; with `rows: all` on the whole training
+                  split, without selection
+
+A regression (STS-B) has two classes, scores below and from the border: label sequences are searched for these, and the
+prediction lies between low and high by the probability of the second (`tuning.regression_predictions`).
 
 `trained`: `none` (zero-shot), `full`, `prompt` (soft prompt), `lora`. `selection`: `first`, the best combination by contrast,
 or `dev`, the best of the combinations by development accuracy after training each from the same weights. `labels: shuffled`
@@ -19,6 +23,7 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +31,16 @@ import pandas as pd
 
 from reclaim.autoseq.prompts import WORD_START, Prompt, encode_prompt, target_ids, task_prompt
 from reclaim.autoseq.search import Constraints, SearchResult, SearchSettings, search
-from reclaim.autoseq.selection import official_split, rank_by_dev
-from reclaim.autoseq.tuning import Examples, class_scores, dev_accuracy, fit, generated_classes, predictions
+from reclaim.autoseq.selection import STS_B_BORDER, official_split, rank_by_dev
+from reclaim.autoseq.tuning import (
+    Examples,
+    class_scores,
+    dev_score,
+    fit,
+    generated_classes,
+    predictions,
+    regression_predictions,
+)
 from reclaim.errors import InputError
 from reclaim.prompting.tokens import text_ids
 from reclaim.sampling import balanced
@@ -43,7 +56,9 @@ class Task:
     """A task's name, classes (names as the prompts have them), prompts, columns of its sentences, and rows.
 
     `search` changes settings of the search for this task (TREC: 10 candidates a class enter combinations, not 20), and
-    `few_shot` how its rows are drawn (CoLA and SuperGLUE: `in_place`).
+    `few_shot` how its rows are drawn (CoLA and SuperGLUE: `in_place`). `tests` names the parts of `test` in their order, with
+    the number of rows of each: "" is the task's own, others are further test sets (MNLI-mm). Rows of a regression have their
+    class as `label` and their value as `score`.
     """
 
     name: str
@@ -54,6 +69,12 @@ class Task:
     test: pd.DataFrame
     search: Mapping[str, Any]
     few_shot: Mapping[str, Any]
+    tests: Mapping[str, int]
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether what is predicted is a number."""
+        return "score" in self.train
 
     def form(self, name: str) -> Mapping[str, Any]:
         """The keys of one form of the prompt."""
@@ -75,11 +96,19 @@ class Models:
 
 @dataclass(frozen=True)
 class Result:
-    """What an arm predicted on the test rows (-1: no class), its accuracy on dev, and its label texts."""
+    """What an arm predicted on the test rows (-1: no class), its label texts, and what it is selected by (nan: nothing).
+
+    `dev_score` is the accuracy on dev, of a regression Pearson's correlation.
+    """
 
     predicted: np.ndarray
-    dev_accuracy: float
+    dev_score: float
     labels: tuple[str, ...]
+
+
+def border_classes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a regression with their value as `score` and, as `label`, 1 from the border on and 0 below it."""
+    return rows.assign(score=rows["label"], label=(rows["label"] >= STS_B_BORDER).astype("int64"))
 
 
 def few_shot_rows(
@@ -123,15 +152,28 @@ def _draw(arm: Mapping[str, Any]) -> int | None:
 
 
 class Split:
-    """One split of one task with everything that its arms share."""
+    """One split of one task with everything that its arms share.
 
-    def __init__(self, task: Task, models: Models, spec: Mapping[str, Any], seed: int, number: int):
-        self.task, self.models, self.spec, self.number = task, models, spec, number
+    A training on all rows, which takes hours, keeps its state in `state_path`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        models: Models,
+        spec: Mapping[str, Any],
+        seed: int,
+        number: int,
+        state_path: Path | None = None,
+    ):
+        self.task, self.models, self.spec, self.number, self.state_path = task, models, spec, number, state_path
         self.seed = derive(seed, task.name, number)
         rows, dev_rows = few_shot_rows(
             {**spec["few_shot"], **task.few_shot}, task.train["label"].tolist(), seed, number
         )
-        self._rows = {"train": task.train.iloc[rows], "dev": task.train.iloc[dev_rows], "test": task.test}
+        self._rows = {
+            "train": task.train.iloc[rows], "dev": task.train.iloc[dev_rows], "test": task.test, "all": task.train,
+        }  # fmt: skip
         self.settings = SearchSettings(**{**spec["search"], **task.search})
         self.costs: list[tuple[dict, str, float, str]] = []
         self._searches: dict[Any, SearchResult] = {}
@@ -153,8 +195,12 @@ class Split:
             variant["prompt"] = arm.get("prompt", "manual")
         if "draw" in arm:
             variant["draw"] = arm["draw"]
+        if "rows" in arm:
+            variant["rows"] = arm["rows"]
         if "recipe" in arm:
-            variant |= {"recipe": arm["recipe"], "steps": self.spec["recipes"][arm["recipe"]]["num_train_steps"]}
+            recipe = self.spec["recipes"][arm["recipe"]]
+            keys = {"num_train_steps": "steps", "num_train_epochs": "epochs"}
+            variant |= {"recipe": arm["recipe"], **{ours: recipe[key] for key, ours in keys.items() if key in recipe}}
         return variant
 
     def run(self, arm: Mapping[str, Any]) -> Result:
@@ -164,7 +210,10 @@ class Split:
             raise InputError("arms.method", repr(method), f"one of {', '.join(METHODS)}")
         if (trained == "none") == ("recipe" in arm) or (method == "fine_tuning" and trained != "full"):
             raise InputError(f"arm {dict(arm)}", f"trained: {trained}", "a recipe for what is trained, else none")
-        form = {"manual": arm.get("prompt", "manual"), "fine_tuning": "fine_tuning_k_shot"}.get(method, "auto")
+        if "rows" in arm and method != "fine_tuning":
+            raise InputError(f"arm {dict(arm)}", "rows", "the method fine_tuning: all others are few-shot")
+        plain = "fine_tuning_full" if "rows" in arm else "fine_tuning_k_shot"
+        form = {"manual": arm.get("prompt", "manual"), "fine_tuning": plain}.get(method, "auto")
         if method in ("manual", "fine_tuning"):
             words = self.task.form(form)["labels"]
             return self.tuned(form, tuple(words[name] for name in self.task.classes), arm)
@@ -177,7 +226,7 @@ class Split:
         if arm.get("selection", "first") == "first":
             return self.tuned(form, candidates[0], arm)
         reranking = {**arm, "trained": "full", "recipe": self.spec["rerank_recipe"]}
-        scored = [(i, self.tuned(form, labels, reranking).dev_accuracy) for i, labels in enumerate(candidates)]
+        scored = [(i, self.tuned(form, labels, reranking).dev_score) for i, labels in enumerate(candidates)]
         return self.tuned(form, candidates[rank_by_dev(scored)[0]], arm)
 
     def search(self, arm: Mapping[str, Any]) -> SearchResult:
@@ -205,34 +254,39 @@ class Split:
         """Train (or not) on label texts and predict; the best by dev where the recipe has a grid, the first winning ties."""
         trained, recipe = arm.get("trained", "none"), arm.get("recipe")
         terminator = self._settings(arm).terminator
-        key = (form, labels, trained, recipe, terminator, _draw(arm))
+        key = (form, labels, trained, recipe, terminator, _draw(arm), arm.get("rows"))
         if key in self._results:
             return self._results[key]
-        plain = form == "fine_tuning_k_shot"
+        plain = form.startswith("fine_tuning")
         tokenizer = self.models.tokenizer
         targets = [
             [*text_ids(tokenizer, text), tokenizer.eos_token_id] if plain else target_ids(tokenizer, text, terminator)
             for text in labels
         ]
-        sets = {part: Examples(self.prompts(form, part), self._labels(part, arm), targets) for part in ("train", "dev")}
+        chosen = "all" if arm.get("rows") == "all" else "train"
+        examples = self._examples(form, chosen, targets, arm)
+        dev = self._examples(form, "dev", targets, arm) if chosen == "train" else None
         test = self.prompts(form, "test")
 
         def predict(model, prompts: Sequence[Prompt]) -> np.ndarray:
+            if self.task.is_regression:
+                return regression_predictions(class_scores(model, prompts, targets))
             if plain:
                 return generated_classes(model, tokenizer, prompts, labels)
             return predictions(class_scores(model, prompts, targets))
 
         if trained == "none":
-            dev = dev_accuracy(self.models.tuned, sets["dev"])
-            result = Result(predict(self.models.tuned, test), dev, labels)
+            assert dev is not None  # `run` has seen to it
+            result = Result(predict(self.models.tuned, test), dev_score(self.models.tuned, dev), labels)
         else:
             best = None
-            for setting, eval_steps in self._grid(arm["recipe"]):
+            for setting, eval_steps in self._grid(arm["recipe"], len(examples.prompts)):
                 model, _, _ = fit(
-                    self.models.tuned, sets["train"], setting, seed=self.seed, trained=trained,
-                    dev=None if plain else sets["dev"], eval_steps=eval_steps,
+                    self.models.tuned, examples, setting, seed=self.seed, trained=trained,
+                    dev=None if plain else dev, eval_steps=eval_steps,
+                    state_path=self.state_path if chosen == "all" else None, run=f"{self.seed} {key}",
                 )  # fmt: skip
-                score = float(np.mean(predict(model, sets["dev"].prompts) == np.asarray(sets["dev"].labels)))
+                score = float("nan") if dev is None else dev.score(predict(model, dev.prompts))
                 if best is None or score > best[0]:
                     best = (score, model)
             assert best is not None  # a grid has at least one setting
@@ -253,7 +307,12 @@ class Split:
         return len(self._rows["dev"])
 
     def test_labels(self) -> np.ndarray:
-        return self.task.test["label"].to_numpy()
+        """The classes of the test rows; of a regression their values."""
+        return self.task.test["score" if self.task.is_regression else "label"].to_numpy()
+
+    def _examples(self, form: str, part: str, targets: Sequence[Sequence[int]], arm: Mapping[str, Any]) -> Examples:
+        values = self._rows[part]["score"].tolist() if self.task.is_regression else None
+        return Examples(self.prompts(form, part), self._labels(part, arm), targets, values)
 
     def _search_form(self) -> str:
         """The template of the search, where the prompts have one of its own."""
@@ -274,14 +333,21 @@ class Split:
             changes = {"beam": 4 * self.settings.beam} | changes
         return replace(self.settings, **changes)
 
-    def _grid(self, name: str):
-        """Every setting of a recipe whose learning rate or batch size is a list, with its steps between evaluations."""
+    def _grid(self, name: str, num_rows: int):
+        """Every setting of a recipe whose learning rate or batch size is a list, with its steps between evaluations.
+
+        Its length may be given as `num_train_epochs` over `num_rows` rows.
+        """
         values = dict(self.spec["recipes"][name])
         eval_steps = values.pop("eval_steps", None)
+        epochs = values.pop("num_train_epochs", None)
         keys = ("learning_rate", "per_device_train_batch_size")
         lists = [values[key] if isinstance(values.get(key), list) else [values[key]] for key in keys]
         for chosen in itertools.product(*lists):
-            yield Recipe.from_config(values | dict(zip(keys, chosen, strict=True)), f"recipes.{name}"), eval_steps
+            setting = values | dict(zip(keys, chosen, strict=True))
+            if epochs is not None:
+                setting["num_train_steps"] = epochs * max(1, num_rows // setting["per_device_train_batch_size"])
+            yield Recipe.from_config(setting, f"recipes.{name}"), eval_steps
 
     def _random_words(self) -> tuple[str, ...]:
         """Different words of the vocabulary, one a class: tokens that start a word, of letters only."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from reclaim.autoseq.arms import Models, Split, Task, encode_rows
+from reclaim.autoseq.arms import Models, Split, Task, border_classes, encode_rows
 from reclaim.autoseq.pretraining import build_t5, pretrain_spans
 from reclaim.autoseq.prompts import target_ids
 from reclaim.autoseq.selection import task_metrics
@@ -53,10 +55,11 @@ def run(
     """Run all arms of an AutoSeq experiment at one seed: rows of metrics, items, curves and costs.
 
     spec: `tasks` (each with `data`, `prompts`: the name of a task of templates/autoseq.yaml or its forms; optional `name`,
-    `classes`, `sentences`, `metrics`, `groups`, `test_rows`, and changes of `search` and `few_shot`), `few_shot` (`sampling`,
-    `k`, `sets`, `dev`, `in_place`), `search` (`SearchSettings`), `recipes` (of `train.Recipe`; `learning_rate` and
-    `per_device_train_batch_size` may be lists, with `eval_steps`), `rerank_recipe`, `arms`, and either `corpus`, `model`,
-    `pretraining` (one token a word, or `vocab_size`) or `models` (`search`, `tuning`).
+    `classes`, `sentences`, `metrics`, `groups`, `test_rows`, `more_tests` (`name`, `data`, `metrics`: further test sets for the
+    models of the task), and changes of `search` and `few_shot`), `few_shot` (`sampling`, `k`, `sets`, `dev`, `in_place`),
+    `search` (`SearchSettings`), `recipes` (of `train.Recipe`; `learning_rate` and `per_device_train_batch_size` may be lists,
+    with `eval_steps`; `num_train_epochs`), `rerank_recipe`, `arms`, and either `corpus`, `model`, `pretraining` (one token a
+    word, or `vocab_size`) or `models` (`search`, `tuning`).
     data: the canonical folder of each data set, and the model folder of each name in `models`. Finished splits and the
     pre-trained model are kept in `state_dir` until the experiment is done.
 
@@ -64,7 +67,8 @@ def run(
     """
     state_dir = Path(state_dir)
     tasks = [_task(entry, data) for entry in spec["tasks"]]
-    names = [entry["data"] for entry in spec["tasks"]] + ([spec["corpus"]] if "corpus" in spec else [])
+    names = [each["data"] for entry in spec["tasks"] for each in (entry, *entry.get("more_tests", []))]
+    names += [spec["corpus"]] if "corpus" in spec else []
     identity = json.dumps([dict(spec), seed, [load_info(data[name])["sha256"] for name in names]], sort_keys=True)
     identity += fingerprint("reclaim.autoseq.experiment")
     key = hashlib.sha256(identity.encode()).hexdigest()[:24]
@@ -77,7 +81,7 @@ def run(
     for place, (entry, task, number) in enumerate(progress(units)):
         files.append(state_dir / f"split-{key}-{place}.json")
         if not files[-1].exists():
-            split = Split(task, models, spec, seed, number)
+            split = Split(task, models, spec, seed, number, files[-1].with_suffix(".train"))
             write_json(_run_split(split, spec["arms"], entry), files[-1])
         done = read_json(files[-1])
         for kind in KINDS:
@@ -90,19 +94,31 @@ def run(
 
 def _task(entry: Mapping[str, Any], data: Mapping[str, Path]) -> Task:
     info, place = load_info(data[entry["data"]]), f"tasks, data {entry['data']}"
-    if not info["label_names"]:
-        raise InputError(place, f"kind {info['kind']}", "a kind with classes")
-    train, test = (load_split(data[entry["data"]], split) for split in ("train", "test"))
+    is_regression = info["kind"] == "regression"
+    if not info["label_names"] and not is_regression:
+        raise InputError(place, f"kind {info['kind']}", "a kind with classes, or regression")
+    train = load_split(data[entry["data"]], "train")
+    tests = {"": entry, **{each["name"]: each for each in entry.get("more_tests", [])}}
+    frames = {name: load_split(data[each["data"]], "test") for name, each in tests.items()}
     if "test_rows" in entry:
-        test = test.iloc[np.sort(evaluation_sample(len(test), size=entry["test_rows"]))].reset_index(drop=True)
+        frames = {
+            name: frame.iloc[np.sort(evaluation_sample(len(frame), size=entry["test_rows"]))]
+            for name, frame in frames.items()
+        }
+    test = pd.concat(frames.values(), ignore_index=True)
     sentences = entry.get("sentences", [name for name in ("text", "text_pair") if name in train])
     if missing := [name for name in sentences if name not in train]:
         raise InputError(f"{place}: sentences", repr(missing[0]), f"columns among {', '.join(train.columns)}")
-    classes = [str(name) for name in entry.get("classes", info["label_names"])]
-    if len(classes) != len(info["label_names"]):
-        raise InputError(f"{place}: classes", f"{len(classes)} classes", f"one for each of {info['label_names']}")
+    if is_regression:
+        train, test = border_classes(train), border_classes(test)
+    found = ["0", "1"] if is_regression else info["label_names"]
+    classes = [str(name) for name in entry.get("classes", found)]
+    if len(classes) != len(found):
+        raise InputError(f"{place}: classes", f"{len(classes)} classes", f"one for each of {found}")
     changes = {key: entry.get(key, {}) for key in ("search", "few_shot")}
-    return Task(entry.get("name", entry["data"]), classes, entry["prompts"], sentences, train, test, **changes)
+    sizes = {name: len(frame) for name, frame in frames.items()}
+    name = entry.get("name", entry["data"])
+    return Task(name, classes, entry["prompts"], sentences, train, test, tests=sizes, **changes)
 
 
 # --------------------------------------------------------------------------------------------------------------- models
@@ -211,14 +227,17 @@ def _language_check(task: Task, models: Models, terminator: str) -> list[dict]:
 
 
 def _run_split(split: Split, arms: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]) -> dict[str, list]:
-    """All arms of a split: accuracy with items, accuracy on dev, the labels that were used, and the searches.
+    """All arms of a split: accuracy with items, the score on dev, the labels that were used, and the searches.
 
-    `entry`, the task of the spec, may name official `metrics`, and the columns by which they group rows (`groups`).
+    `entry`, the task of the spec, may name official `metrics`, the columns by which they group rows (`groups`), and further
+    test sets, whose rows have their name as `test` in their variant. A regression has its official metrics alone.
     """
     metrics, items, listed = [], [], set()
-    official = entry.get("metrics")
     groups = list(map(tuple, split.task.test[entry["groups"]].to_numpy())) if "groups" in entry else None
     labels, ids = split.test_labels(), split.task.test["id"].tolist()
+    official = {"": entry.get("metrics"), **{each["name"]: each.get("metrics") for each in entry.get("more_tests", [])}}
+    ends = np.cumsum(list(split.task.tests.values())).tolist()
+    parts = {name: slice(end - size, end) for (name, size), end in zip(split.task.tests.items(), ends, strict=True)}
 
     def add(variant: dict, metric: str, value: float, n: int, unit: str) -> None:
         metrics.append({"variant": variant, "metric": metric, "value": float(value), "n": n, "unit": unit})
@@ -229,18 +248,26 @@ def _run_split(split: Split, arms: Sequence[Mapping[str, Any]], entry: Mapping[s
             raise InputError(f"arms.{place}", f"the settings of arm {names.index(name)}", "each arm once")
     for arm in arms:
         variant, result = split.variant(arm), split.run(arm)
-        right = result.predicted == labels
-        add(variant, "accuracy", right.mean(), len(right), "fraction")
-        add(variant, "dev_accuracy", result.dev_accuracy, split.n_dev, "fraction")
+        for name, part in parts.items():
+            own = {**variant, "test": name} if name else variant
+            predicted, true = result.predicted[part], labels[part]
+            if not split.task.is_regression:
+                right = predicted == true
+                add(own, "accuracy", right.mean(), len(right), "fraction")
+                items += [
+                    {"variant": own, "metric": "accuracy", "item": str(item), "value": float(value)}
+                    for item, value in zip(ids[part], right, strict=True)
+                ]
+            own_groups = groups[part] if groups else None
+            found = task_metrics(official[name], predicted, true, own_groups) if official[name] else {}
+            for metric, value in found.items():
+                if metric != "acc":
+                    add(own, metric.replace("/", "_"), value, len(true), "fraction")
+        if not math.isnan(result.dev_score):
+            metric = "dev_pearson" if split.task.is_regression else "dev_accuracy"
+            add(variant, metric, result.dev_score, split.n_dev, "fraction")
         label_words = float(np.mean([len(text.split()) for text in result.labels]))
         add(variant, "label_words", label_words, len(result.labels), "count")
-        for name, value in (task_metrics(official, result.predicted, labels, groups) if official else {}).items():
-            if name != "acc":
-                add(variant, name.replace("/", "_"), value, len(right), "fraction")
-        items += [
-            {"variant": variant, "metric": "accuracy", "item": str(item), "value": float(value)}
-            for item, value in zip(ids, right, strict=True)
-        ]
         for name, text in zip(split.task.classes, result.labels, strict=True):
             add({**variant, "class": name, "text": text}, "label_used", 1.0, 1, "count")
         search_key = json.dumps(

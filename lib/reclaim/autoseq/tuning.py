@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from reclaim.adapters import add_lora
 from reclaim.autoseq.prompts import Prompt
 from reclaim.batches import epoch_batches
 from reclaim.errors import InputError
+from reclaim.metrics.classification import pearson
 from reclaim.scoring import Request, evaluating, pad_right, score_continuations
 from reclaim.seeding import derive
 from reclaim.train import History, Recipe, train
@@ -126,11 +128,18 @@ class SoftPromptModel(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Examples:
-    """Prompts with the number of their class and, by class, the target."""
+    """Prompts with the number of their class and, by class, the target; of a regression also the value of each."""
 
     prompts: Sequence[Prompt]
     labels: Sequence[int]
     targets: Sequence[Sequence[int]]
+    values: Sequence[float] | None = None
+
+    def score(self, predicted: np.ndarray) -> float:
+        """Share of right classes; of a regression Pearson's correlation."""
+        if self.values is not None:
+            return pearson(predicted, self.values).value
+        return float(np.mean(predicted == np.asarray(self.labels)))
 
 
 def fit(
@@ -142,12 +151,14 @@ def fit(
     trained: str = "full",
     dev: Examples | None = None,
     eval_steps: int | None = None,
+    state_path: Path | None = None,
+    run: str = "",
 ) -> tuple[Any, History, list[tuple[int, float]]]:
-    """Train a copy of `model` on the targets of the right classes; the model itself stays as it is.
+    """Train a copy of `model` on the targets of the right classes, in a regression on the share of the second of the two.
 
-    trained: `full`, `prompt` (soft prompt) or `lora`. With `dev` and `eval_steps` the weights with the strictly best accuracy
-    on dev are kept (the first wins ties); else the last ones. Gives the trained model, the record of its training, and
-    (step, dev accuracy) of each evaluation.
+    trained: `full`, `prompt` (soft prompt) or `lora`. With `dev` and `eval_steps` the weights with the strictly best score on
+    dev are kept (the first wins ties); else the last ones. `state_path` and `run`: see `reclaim.train.train`. Gives the trained
+    model, the record of its training, and (step, dev score) of each evaluation.
 
     Raises `InputError` for another `trained`, and as `reclaim.train.train` does.
     """
@@ -167,6 +178,11 @@ def fit(
         return np.array_split(rows, recipe.gradient_accumulation_steps)
 
     def loss(rows: np.ndarray) -> tuple[torch.Tensor, int]:
+        if examples.values is not None:
+            prompts = [examples.prompts[row] for row in rows]
+            scores = torch.stack([_target_scores(tuned, prompts, target) for target in examples.targets], dim=1)
+            values = torch.tensor([examples.values[row] for row in rows], device=scores.device)
+            return regression_loss(scores, values) * len(rows), len(rows)
         logits, labels = target_logits(
             tuned, [examples.prompts[row] for row in rows], [examples.targets[examples.labels[row]] for row in rows]
         )
@@ -178,14 +194,14 @@ def fit(
     def evaluate(step: int) -> None:
         if dev is None or not eval_steps or step % eval_steps:
             return
-        value = dev_accuracy(tuned, dev)
+        value = dev_score(tuned, dev)
         if not evaluations or value > max(score for _, score in evaluations):
             for name, parameter in tuned.named_parameters():
                 if parameter.requires_grad:
                     best[name] = parameter.detach().clone()
         evaluations.append((step, value))
 
-    history = train(tuned, batches, loss, recipe, seed=seed, after_step=evaluate)
+    history = train(tuned, batches, loss, recipe, seed=seed, state_path=state_path, run=run, after_step=evaluate)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
             if name in best:
@@ -202,10 +218,16 @@ def target_logits(model, prompts: Sequence[Prompt], targets: Sequence[Sequence[i
     return model(input_ids=input_ids, attention_mask=mask, labels=labels).logits.float(), labels
 
 
-def dev_accuracy(model, examples: Examples) -> float:
-    """Share of rows whose likeliest class is the right one."""
-    found = predictions(class_scores(model, examples.prompts, examples.targets))
-    return float(np.mean(found == np.asarray(examples.labels)))
+def _target_scores(model, prompts: Sequence[Prompt], target: Sequence[int]) -> torch.Tensor:
+    """Summed log-probability of one target given each prompt: (rows,), nats; differentiable."""
+    logits, labels = target_logits(model, prompts, [target] * len(prompts))
+    return -F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(1)
+
+
+def dev_score(model, examples: Examples) -> float:
+    """`Examples.score` of what a model predicts by the scores of the targets."""
+    found = class_scores(model, examples.prompts, examples.targets)
+    return examples.score(predictions(found) if examples.values is None else regression_predictions(found))
 
 
 def generated_classes(model, tokenizer, prompts: Sequence[Prompt], names: Sequence[str], batch_size: int = 64):

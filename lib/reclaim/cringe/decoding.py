@@ -33,7 +33,7 @@ def reply(
     processors: Callable[[Sequence[str]], Sequence[LogitsProcessor]] = lambda prompts: (),
     **options: Any,
 ) -> list[str]:
-    """One reply to each prompt, as text without special tokens.
+    """One reply to each prompt, as text without special tokens (`num_return_sequences` of them where it is given).
 
     With `sample` the whole distribution is sampled (temperature 1 unless `options` say otherwise); else greedy, or by beams
     with `num_beams`. `options` are those of `GENERATE_KEYS`. A batch's draws depend on the seed and its place only.
@@ -41,6 +41,7 @@ def reply(
     seq2seq = model.config.is_encoder_decoder
     replies: list[str] = []
     tokenizer.padding_side = "right" if seq2seq else "left"
+    tokenizer.truncation_side = "left"  # the end of a prompt is what is replied to
     for start in range(0, len(prompts), batch_size):
         part = list(prompts[start : start + batch_size])
         encoded = tokenizer(
@@ -69,10 +70,17 @@ def _first(tokenizer) -> str:
 def rerank(
     model, tokenizer, prompts: Sequence[str], good: GoodProbability, *, samples: int, seed: int, **options: Any
 ) -> list[str]:
-    """Of `samples` replies to each prompt, the one that the judge likes best (the first of equals)."""
+    """Of `samples` replies to each prompt, the one that the judge likes best (the first of equals).
+
+    They are drawn, or, without sampling, the best beams.
+    """
+    if options.get("sample", True):
+        draws = [reply(model, tokenizer, prompts, seed=derive(seed, "rerank", i), **options) for i in range(samples)]
+    else:
+        beams = reply(model, tokenizer, prompts, seed=seed, num_return_sequences=samples, **options)
+        draws = [beams[i::samples] for i in range(samples)]
     best: list[tuple[float, str]] = [(-1.0, "")] * len(prompts)
-    for draw in range(samples):
-        found = reply(model, tokenizer, prompts, seed=derive(seed, "rerank", draw), **options)
+    for found in draws:
         for i, (text, score) in enumerate(zip(found, good(prompts, found), strict=True)):
             if float(score) > best[i][0]:
                 best[i] = float(score), text
@@ -101,9 +109,10 @@ class Pacer(LogitsProcessor):
         scores = scores.log_softmax(dim=-1)
         top = scores[judged].topk(min(self.top, scores.shape[-1]), dim=-1)
         prompts, texts = [], []
+        beams = len(scores) // len(self.prompts)
         for row, ids in zip(judged, top.indices.tolist(), strict=True):
             before = input_ids[row, self.length :].tolist()
-            prompts += [self.prompts[row]] * len(ids)
+            prompts += [self.prompts[row // beams]] * len(ids)
             texts += self.tokenizer.batch_decode([[*before, token] for token in ids], skip_special_tokens=True)
         good = torch.as_tensor(self.good(prompts, texts), dtype=scores.dtype).clamp(min=1e-20).log()
         combined = (top.values + good.view_as(top.values).to(scores.device)).log_softmax(dim=-1)

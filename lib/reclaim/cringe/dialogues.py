@@ -1,8 +1,8 @@
 """Dialogue data sets in the formats that they are released in, as prompts with labelled replies (kind `dialogues`).
 
 Sources: the data of the CRINGE project (ParlAI): BlendedSkillTalk (Hub), bot-adversarial dialogue, build-it-break-it safety
-data and DECODE (archives of parl.ai, unpacked). The canonical folder is that of `pair_classification` with the labels negative,
-positive and unlabelled: `text` is the prompt (turns on lines of their own), `text_pair` the reply.
+data, DECODE, Dialogue NLI, ConvAI2 and FITS (archives, unpacked). The canonical folder is that of `pair_classification` with
+the labels negative, positive and unlabelled: `text` is the prompt (turns on lines of their own), `text_pair` the reply.
 
     format               a row                                                      label
     turns (Hub)          every turn of the listed speakers, after those before it   unlabelled
@@ -10,18 +10,23 @@ positive and unlabelled: `text` is the prompt (turns on lines of their own), `te
     build_it_break_it    JSON, split -> round -> good or bad -> texts               by label; the last line is the reply
     multi_turn_safety    JSON, split -> texts with labels                           by label; the last line is the reply
     decode               JSON lines, `turns` and `is_contradiction`                 whether the last turn contradicts
+    dnli                 a JSON list: `sentence1`, `sentence2`, `label`             negative where the two contradict
+    fits                 JSON lines, `dialog` with each bot turn's `improve_bucket` positive where that is perfect
+    convai2              numbered lines: persona, or message and reply (tab)        unlabelled
+
+Difference from ParlAI's reader of FITS: texts lose the mark of unsafe messages and line breaks, and are else as released.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from reclaim.cringe.utterances import LABELS, Reply, is_boring, split_utterance
+from reclaim.cringe.utterances import LABELS, Reply, is_boring, split_utterance, without_mark
 from reclaim.data_local import expand_path, sha256
 from reclaim.errors import InputError
 from reclaim.io import atomic_path, write_json, write_parquet
@@ -34,7 +39,9 @@ KEYS = {
     "hub": {"id", "revision", "path", "name", "splits", "first", "speakers", "history_turns"},
     "local": {"format", "files", "task", "round", "one_line"},
 }
-FORMATS = ("parlai", "build_it_break_it", "multi_turn_safety", "decode")
+FORMATS = ("parlai", "build_it_break_it", "multi_turn_safety", "decode", "dnli", "fits", "convai2")
+HUMANS = ("YOU", "Speaker 1")
+"""Who is a person in FITS; everybody else is the bot."""
 OFFICIAL_SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 
 
@@ -92,11 +99,11 @@ def source_files(spec: Mapping[str, Any], place: str) -> list[str]:
     """Paths of the user's own files ([] for the Hub); raises InputError for one that is not there."""
     if spec["source"] != "local":
         return []
-    paths = [expand_path(text, f"{place}.files.{split}") for split, text in spec["files"].items()]
-    for path in paths:
+    paths = {split: expand_path(text, f"{place}.files.{split}") for split, text in spec["files"].items()}
+    for split, path in paths.items():
         if not path.is_file():
-            raise InputError(f"{place}.files", f"no file {path}", "the unpacked file of the release")
-    return list(dict.fromkeys(map(str, paths)))
+            raise InputError(f"{place}.files.{split}", f"no file {path}", "the unpacked file of the release")
+    return list(dict.fromkeys(map(str, paths.values())))
 
 
 def _hub(spec: Mapping[str, Any], place: str) -> Iterator[tuple[str, list[Reply]]]:
@@ -134,16 +141,68 @@ def _local(spec: Mapping[str, Any], place: str) -> Iterator[tuple[str, list[Repl
 
 
 def _replies(spec: Mapping[str, Any], split: str, path: Path) -> Iterator[Reply]:
-    if spec["format"] == "decode":
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            turns = [turn["text"] if isinstance(turn, Mapping) else turn for turn in row["turns"]]
-            yield Reply("\n".join(turns[:-1]), turns[-1], "neg" if row["is_contradiction"] else "pos")
+    content = path.read_text(encoding="utf-8")
+    if spec["format"] == "convai2":
+        yield from _numbered_lines(content)
+        return
+    if spec["format"] in ("decode", "dnli", "fits"):
+        for row in _json_rows(content):
+            if spec["format"] == "fits":
+                yield from _judged_turns(row["dialog"])
+            elif spec["format"] == "dnli":
+                yield Reply(row["sentence1"], row["sentence2"], "neg" if row["label"] == "negative" else "pos")
+            else:
+                turns = [turn["text"] if isinstance(turn, Mapping) else turn for turn in row["turns"]]
+                yield Reply("\n".join(turns[:-1]), turns[-1], "neg" if row["is_contradiction"] else "pos")
         return
     for text, label in _utterances(spec, split, path):
         found = None if is_boring(text) else split_utterance(text, label, spec.get("one_line", "empty"))
         if found is not None:
             yield found
+
+
+def _json_rows(content: str) -> list[Mapping[str, Any]]:
+    """The objects of JSON lines, or of one list, which Dialogue NLI's `.jsonl` files are."""
+    if content.lstrip().startswith("["):
+        return json.loads(content)
+    return [json.loads(line) for line in content.splitlines() if line.strip()]
+
+
+def _numbered_lines(content: str) -> Iterator[Reply]:
+    """ConvAI2: a dialogue begins at line 1; lines without a tab are the persona, others a message, the reply, candidates."""
+    before: list[str] = []
+    for line in content.splitlines():
+        number, _, rest = line.partition(" ")
+        if int(number) == 1:
+            before = []
+        message, *reply = rest.split("\t")
+        before.append(message)
+        if reply:
+            yield Reply("\n".join(before), reply[0], None)
+            before.append(reply[0])
+
+
+def _judged_turns(dialog: Sequence[Mapping[str, Any]]) -> Iterator[Reply]:
+    """FITS: after a person's message the bot tries until its turn is perfect, or the dialogue ends.
+
+    Attempts before are unwanted replies to that message, each text once; what is said between them is feedback, and only the
+    last attempt is part of what comes later.
+    """
+    before: list[str] = []
+    message, tried = None, set[str]()
+    for number, turn in enumerate(dialog):
+        text = " ".join(without_mark(turn["text"]).split())
+        if turn["id"] in HUMANS:
+            message = text if message is None else message
+            continue
+        context = [*before, *([message] if message is not None else [])]
+        if turn.get("improve_bucket", "perfect") == "perfect" or number == len(dialog) - 1:
+            yield Reply("\n".join(context), text, "pos")
+            before = [*context, text]
+            message, tried = None, set()
+        elif text not in tried:
+            tried.add(text)
+            yield Reply("\n".join(context), text, "neg")
 
 
 def _utterances(spec: Mapping[str, Any], split: str, path: Path) -> Iterator[tuple[str, str]]:

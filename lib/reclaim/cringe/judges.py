@@ -57,13 +57,24 @@ class WordJudge:
 
 
 class HubJudge:
-    """A sequence classifier in a `save_pretrained` folder; it reads the reply alone, as the paper's safety classifier does.
+    """A sequence classifier in a `save_pretrained` folder.
 
-    `good_label` names the class of good replies; of classifiers with one output per fault (toxicity by kind), the probability
-    of good is one less the largest.
+    It reads the reply alone, as the paper's safety classifier does, or with `features` pair the prompt as its first text and
+    the reply as its second (contradiction, as models of entailment know it). `good_label` names the class of good replies,
+    `bad_label` that of all others; of classifiers with one output per fault (toxicity by kind, neither label given) the
+    probability of good is one less the largest.
     """
 
-    def __init__(self, folder: Path, good_label: str | None, device: Any = "cpu", batch_size: int = 64):
+    def __init__(
+        self,
+        folder: Path,
+        good_label: str | None = None,
+        device: Any = "cpu",
+        batch_size: int = 64,
+        *,
+        bad_label: str | None = None,
+        features: str = "reply",
+    ):
         import reclaim.torchvision_shim  # noqa: F401
         from transformers import AutoModelForSequenceClassification
 
@@ -74,9 +85,12 @@ class HubJudge:
         self.model = AutoModelForSequenceClassification.from_pretrained(str(folder), **options).to(device).eval()
         self.tokenizer, self.batch_size = load_tokenizer(folder), batch_size
         names = [str(name) for name in self.model.config.id2label.values()]
-        if good_label is not None and good_label not in names:
-            raise InputError(f"{folder}: good_label", repr(good_label), f"one of {', '.join(names)}")
+        for key, label in (("good_label", good_label), ("bad_label", bad_label)):
+            if label is not None and label not in names:
+                raise InputError(f"{folder}: {key}", repr(label), f"one of {', '.join(names)}")
         self.good = None if good_label is None else names.index(good_label)
+        self.bad = None if bad_label is None else names.index(bad_label)
+        self.features = features
 
     def good_probability(self, prompts: Sequence[str], replies: Sequence[str]) -> np.ndarray:
         """Probability that each reply is good (rows)."""
@@ -84,18 +98,25 @@ class HubJudge:
 
         found = []
         for start in range(0, len(replies), self.batch_size):
-            part = list(replies[start : start + self.batch_size])
-            batch = self.tokenizer(part, return_tensors="pt", padding=True, truncation=True).to(self.model.device)
+            part = slice(start, start + self.batch_size)
+            texts = [list(replies[part])] if self.features == "reply" else [list(prompts[part]), list(replies[part])]
+            batch = self.tokenizer(*texts, return_tensors="pt", padding=True, truncation=True).to(self.model.device)
             with torch.inference_mode():
                 logits = self.model(**batch).logits.float()
-            good = 1 - logits.sigmoid().amax(dim=-1) if self.good is None else logits.softmax(dim=-1)[:, self.good]
+            if self.good is not None:
+                good = logits.softmax(dim=-1)[:, self.good]
+            elif self.bad is not None:
+                good = 1 - logits.softmax(dim=-1)[:, self.bad]
+            else:
+                good = 1 - logits.sigmoid().amax(dim=-1)
             found.append(good.cpu().numpy())
         return np.concatenate(found) if found else np.zeros(0)
 
 
 def make_judge(spec: Mapping[str, Any], rows, data: Mapping[str, Path], device: Any) -> WordJudge | HubJudge:
-    """The judge of a spec: `model` (with `good_label`) from a folder, or trained on `rows` (`text`, `text_pair`, `good`)."""
+    """The judge of a spec: `model` (with what `HubJudge` takes), or trained on `rows` (`text`, `text_pair`, `good`)."""
     if "model" in spec:
-        return HubJudge(data[spec["model"]], spec.get("good_label"), device)
+        options = {key: spec[key] for key in ("good_label", "bad_label", "features") if key in spec}
+        return HubJudge(data[spec["model"]], device=device, **options)
     judge = WordJudge(spec.get("features", "reply"), spec.get("regularization", 1.0))
     return judge.fit(rows["text"].tolist(), rows["text_pair"].tolist(), rows["good"].tolist())

@@ -3,7 +3,7 @@
 An entry names a data set (`data`, `split`) and what of it: `label` (rows with that label only), `where` (column -> value),
 `rows` of them drawn by the seed, after `skip` others in the same order, so that two entries on one data set can have
 different rows. Data sets of pairs have prompts and replies; of single texts (labelled utterances) the last line is the reply
-and the rest the prompt, as `utterances` has it.
+and the rest the prompt, as `utterances` has it, or, with `whole`, all of the text: what the project's models are provoked by.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def choose_rows(entry: Mapping[str, Any], name: str, data: Mapping[str, Path], s
     folder, split = data[entry["data"]], entry.get("split", "train")
     frame, names = load_split(folder, split), load_info(folder).get("label_names") or []
     if "text_pair" not in frame:
-        frame = _last_lines(frame, entry.get("one_line", "empty"))
+        frame = _last_lines(frame, entry.get("one_line", "empty"), entry.get("whole", False))
     if "label" in entry and names:
         if entry["label"] not in names:
             raise InputError(f"{entry['data']}: label", repr(entry["label"]), f"one of {', '.join(names)}")
@@ -101,13 +101,13 @@ def row_polarity(frame: pd.DataFrame, per_token: bool) -> list[int | list[int]]:
     ]
 
 
-def _last_lines(frame: pd.DataFrame, one_line: str) -> pd.DataFrame:
+def _last_lines(frame: pd.DataFrame, one_line: str, whole: bool) -> pd.DataFrame:
     """Labelled utterances as prompts and replies, without those that change the subject in the annotators' words."""
     rows = []
     for row in frame.to_dict("records"):
         found = None if is_boring(row["text"]) else split_utterance(row["text"], None, one_line)
         if found is not None:
-            rows.append({**row, "text": found.context, "text_pair": found.response})
+            rows.append({**row, "text": row["text"] if whole else found.context, "text_pair": found.response})
     return pd.DataFrame(rows, columns=[*frame.columns, "text_pair"])
 
 

@@ -51,11 +51,11 @@ def run(
 ) -> dict[str, pd.DataFrame]:
     """Run the experiment at one seed; gives `metrics`, `items` (per attacked batch) and `costs`.
 
-    `spec`: `public` and `private` (data, rows), `domain` (data, rows, held_out_rows, and `known`: a few sentences of this
-    kind that are public), `model` (`source: scratch` with config and recipe, or another with the name of a needed model),
-    `client` (recipe, `num_train_epochs` until the attack), `defences` (defence, and a strength or several), `attack`,
-    `training` (recipe, and what differs by defence), and, each optional, `span`, `average`, `candidates`, `rivals`. `data`
-    has the folder of each data set, and of each model that is not made here, by its name. Finished parts stay in
+    `spec`: `public` and `private` (data, rows; see `client_texts`), `domain` (data, rows, held_out_rows, and `known`: a few
+    sentences of this kind that are public), `model` (`source: scratch` with config and recipe, or another with the name of a
+    needed model), `client` (recipe, `num_train_epochs` until the attack), `defences` (defence, and a strength or several),
+    `attack`, `training` (recipe, and what differs by defence), and, each optional, `span`, `average`, `candidates`, `rivals`.
+    `data` has the folder of each data set, and of each model that is not made here, by its name. Finished parts stay in
     `state_dir`, from which a run that was stopped goes on. All but `costs` depends on spec, data, seed and code only.
 
     Raises InputError for data that does not fit the spec.
@@ -148,6 +148,8 @@ class _Job:
             private_rows=private["rows"],
             held_out_rows=private["held_out_rows"],
             public_rows=public.get("rows"),
+            public_split=public.get("split", "train"),
+            max_words=private.get("max_words"),
         )
         known = domain["known"]
         letters = client_texts(
@@ -157,6 +159,8 @@ class _Job:
             private_rows=domain["rows"],
             held_out_rows=domain["held_out_rows"],
             public_rows=known["rows"],
+            public_split=known.get("split", "train"),
+            max_words=private.get("max_words"),
         )
         return texts, letters
 

@@ -34,10 +34,12 @@ class ClientTexts:
 
     @property
     def private(self) -> list[str]:
+        """What the client trains on."""
         return self.attacked + self.decoys
 
     @property
     def every(self) -> list[str]:
+        """All sentences, for a tokenizer that has each word."""
         return self.public + self.private + self.held_out
 
 
@@ -64,13 +66,18 @@ def client_texts(
     """Draw the sentences of a seed from a split of a public data set and the train split of a private one.
 
     `public_rows` None: the whole corpus. `max_words`: texts are longer pieces of which the sentences of 4 to so many words
-    are taken; None: each text is a sentence.
+    are taken, those of the public text left out of the private ones; None: each text is a sentence.
 
     Raises InputError for too few private sentences, an odd number of them, and attacked sentences that are public.
     """
     table = load_split(private, "train")
+    corpus = load_split(public, public_split)["text"].tolist()
     if max_words is not None:
         table = table.assign(text=[sentences_of(text, max_words) for text in table["text"]]).explode("text").dropna()
+        corpus = [sentence for text in corpus for sentence in sentences_of(text, max_words)]
+    known = set(corpus)
+    if max_words is not None:  # some sentences stand in many texts: public ones are nobody's secret
+        table = table[~table["text"].isin(known)]
     table = table.drop_duplicates("text")
     wanted = private_rows + held_out_rows
     if len(table) < wanted or private_rows % 2:
@@ -78,10 +85,6 @@ def client_texts(
         raise InputError(str(private), found, "enough of them, and an even number of private ones")
     rng = np.random.default_rng(derive(seed, "film", "private"))
     texts = table["text"].to_numpy()[rng.permutation(len(table))[:wanted]].tolist()
-    corpus = load_split(public, public_split)["text"].tolist()
-    if max_words is not None:
-        corpus = [sentence for text in corpus for sentence in sentences_of(text, max_words)]
-    known = set(corpus)
     if shared := [text for text in texts if text in known]:
         found = f"{len(shared)} sentences that are also public ({shared[0]!r})"
         raise InputError(str(private), found, "private sentences that occur in no public text")
