@@ -236,9 +236,14 @@ def _follow(connection: socket.socket, run: list) -> str | None:
     passed: list[int] = []
     try:
         connection.settimeout(START_SECONDS)
-        socket.send_fds(connection, [LENGTH.pack(len(request))], [0, 1, 2])
-        connection.sendall(request)
-        _pass_signals_on(connection, handlers, passed)
+        # Signals wait until this process can pass them on: the job may be at work before.
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+        try:
+            socket.send_fds(connection, [LENGTH.pack(len(request))], [0, 1, 2])
+            connection.sendall(request)
+            _pass_signals_on(connection, handlers, passed)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
         while reply := _receive(connection, REPLY.size):
             kind, value = REPLY.unpack(reply)
             if kind == b"S":

@@ -103,8 +103,7 @@ def test_tables_scroll_within_their_container(visit):
         summary.focus()
         for _ in range(5):
             visit.page.keyboard.press("ArrowRight")
-        visit.page.wait_for_timeout(300)
-        assert summary.evaluate("element => element.scrollLeft") > 0
+        visit.page.wait_for_function("element => element.scrollLeft > 0", arg=summary.element_handle())
         assert visit.page.evaluate("scrollX") == 0
 
 

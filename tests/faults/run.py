@@ -11,6 +11,7 @@ compared and begun anew. Before that, the chain runs on a small tmpfs until that
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -111,7 +112,8 @@ def kill(folder: Path, expected: dict[str, bytes], kills: int, usual: float, cha
         if how == "Snakemake":
             process.kill()
         elif how == "a job":
-            os.kill(chance.choice(victims), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                os.kill(chance.choice(victims), signal.SIGKILL)
         else:
             os.killpg(process.pid, signal.SIGKILL)
         # After the death of a job Snakemake ends by itself, when its other jobs have.

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -28,7 +27,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.keys.append(self.headers.get("Authorization"))
         status = self.server.plan.pop(0) if self.server.plan else 200
         if status == "hang":
-            time.sleep(1.0)
+            self.rfile.read(1)  # until the client has gone
             return
         text = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
         words = f"{text.split()[-1]} [1]."
@@ -56,7 +55,7 @@ def server():
 
 
 def generator(server, path, **options):
-    options = {"pause": 0.01, "timeout": 0.4, "concurrency": 2, **options}
+    options = {"pause": 0.01, "concurrency": 2, **options}
     sampling = options.pop("sampling", Sampling(temperature=0.5, top_p=1.0, max_new_tokens=20, max_length=100))
     return EndpointGenerator(server.url, "small", sampling, 1, path / "answers.jsonl", **options)
 
@@ -79,8 +78,9 @@ def test_answers_come_back_in_order(server, tmp_path, chat):
 
 def test_what_fails_for_a_moment_is_asked_again(server, tmp_path):
     server.plan = [429, 503, "garbage", "hang", 500]
-    made = generator(server, tmp_path)
-    assert made(PROMPTS, KEYS) == EXPECTED and made.requests == 11
+    made = generator(server, tmp_path, timeout=1.0)
+    # More on a machine that is slow to answer at all.
+    assert made(PROMPTS, KEYS) == EXPECTED and made.requests >= 11
 
 
 def test_no_paid_answer_is_lost(server, tmp_path):
