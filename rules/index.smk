@@ -18,7 +18,8 @@ rule index:
     resources:
         mem_mb=growing("index", "mem_mb"),
         runtime=growing("index", "runtime"),
-        gpu=demand("index", "gpu"),
+        # Only an encoder has use for one.
+        gpu=lambda wildcards: demand("index", "gpu") if config["indexes"][wildcards.index]["backend"] == "dense" else 0,
     params:
         spec=lambda wildcards: config["indexes"][wildcards.index],
         state=f"{STATE}/index/{{index}}",

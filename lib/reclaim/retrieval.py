@@ -223,7 +223,7 @@ class Index:
         for shard, ids, rows in zip(self.shards, self._ids, self.rows, strict=True):
             allowed = None if wanted is None else np.isin(ids, wanted)
             for place, (numbers, scores) in zip(found, shard.search(prepared, k, allowed), strict=True):
-                place.append((numbers + first, scores))
+                place.append((numbers.astype(np.int64) + first, scores))
             first += rows
         tables = [_merged(parts, k) for parts in found]
         counts = [len(numbers) for numbers, _ in tables]
@@ -250,6 +250,8 @@ class Index:
 
 
 def _merged(parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    if len(parts) == 1:
+        return parts[0]
     numbers = np.concatenate([numbers for numbers, _ in parts])
     scores = np.concatenate([scores for _, scores in parts])
     return best(numbers, scores, k)

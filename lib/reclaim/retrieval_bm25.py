@@ -1,13 +1,17 @@
-"""BM25 in the form of Lucene, with its scores computed at build time (as bm25s does; Lu 2024), over shards of one corpus.
+"""BM25 in the form of Lucene by bm25s (Lu 2024), over shards of one corpus.
 
     score(q, d) = sum over the words of q (repeats count) of idf * tf / (tf + k1 * (1 - b + b * length / mean length))
     idf = ln(1 + (N - df + 0.5) / (df + 0.5))
 
-bm25s keeps one matrix of scores with the statistics of that matrix. Here every shard has one of the same form (a column of
-rows and scores for each word) with the statistics of the whole corpus, so that shards rank like one index; words are kept as
-64-bit hashes, which can be searched on the disk. A query adds its words from the rarest on, and stops to look at new passages
-when the words that are left could not bring any into the first k (MaxScore; Turtle and Flood 1995): a query of rare words
-touches their passages only, one with frequent words does not walk through half of the corpus.
+bm25s keeps a matrix of scores, computed at build time from the statistics of what it is given. Here every shard is an index of
+bm25s that is given the statistics of the whole corpus, so that shards rank like one index. It is written and, memory-mapped,
+read by bm25s; only its vocabulary is not bm25s's, which would be a dict in memory for each shard: words are sorted 64-bit
+hashes, searched on the disk.
+
+Scores of all passages come from bm25s: added up by numpy or, once so much was asked that compiling pays, by numba. For a query
+of rare words they come from a product of sparse matrices in scipy, which goes to the passages of its words only. All three add
+the same float32 numbers in the same order, the rarest word first, so that scores are equal to the last bit, and equal scores
+are ordered by row, which bm25s's own selection does not promise.
 
 Words: `\\w+` of the lower-cased text, or (`analyzer: english`) as Lucene's English analyser: possessive 's removed, stop
 list, Porter's stems. `lucene_lengths` rounds lengths as Lucene does, which stores them in one byte.
@@ -18,12 +22,18 @@ from __future__ import annotations
 import hashlib
 import re
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+import bm25s
 import numpy as np
+from bm25s.numba.retrieve_utils import _compute_relevance_from_scores_jit_ready as compiled_scorer
+from bm25s.scoring import _score_tfc_lucene
+from scipy.sparse import csr_array
 
 from reclaim.errors import InputError
 from reclaim.retrieval import Passages, best
@@ -36,10 +46,29 @@ STOP_WORDS = frozenset(
     "was will with".split()
 )
 ANALYZERS = ("words", "english")
-# What sums of float32 may be off by, as a share: a bound is only trusted beyond it.
-SLACK = 1e-5
-# Seconds that a query and each of its postings take uncompiled, and that compiling takes: which way is quicker for a batch.
-QUERY_S, POSTING_S, COMPILING_S = 1.2e-4, 2e-9, 3.0
+# A query is one of rare words if it has at most so many postings for each passage of the corpus.
+RARE = 0.03
+# How many postings the product of sparse matrices takes at once: some 50 MB.
+BLOCK = 4_000_000
+# So many postings that numpy takes longer to add them up than numba by the half second that compiling takes.
+PAYING = 1_000_000_000
+Found = tuple[np.ndarray, np.ndarray]
+"""Rows and scores of the best passages for a query."""
+
+
+@dataclass
+class Queries:
+    """Queries as all shards need them.
+
+    `words`: hashes of the words of one query after the other, repeats included, in each the rarest of the corpus first;
+    `owners`: which query each belongs to; `rare` (one for each query): whether its words are rare; `compiled`: whether numba
+    adds up the scores of the others.
+    """
+
+    words: np.ndarray
+    owners: np.ndarray
+    rare: np.ndarray
+    compiled: bool
 
 
 class Bm25:
@@ -49,6 +78,7 @@ class Bm25:
         if analyzer not in ANALYZERS:
             raise InputError("index: analyzer", repr(analyzer), f"one of {', '.join(ANALYZERS)}")
         self.k1, self.b, self.analyzer, self.lucene_lengths = k1, b, analyzer, lucene_lengths
+        self.postings_asked = 0.0
 
     def prepare(self, passages: Passages, folder: Path, progress) -> dict[str, Any]:
         """Document frequencies of all words (`words.npy`, sorted hashes, and `counts.npy`) and the mean length."""
@@ -67,124 +97,110 @@ class Bm25:
     def write_shard(
         self, passages: Passages, number: int, shared: Path, facts: Mapping[str, Any], folder: Path
     ) -> None:
-        """`words.npy` (sorted hashes), `starts.npy`, and for each word its `rows.npy`, `scores.npy`, and their `tops.npy`."""
+        """An index of bm25s (`*.index.*`), and the hashes of its columns' words (`words.npy`, sorted).
+
+        Raises InputError for a shard too large for 32-bit numbers of postings.
+        """
         part = count_words(passages.texts(number), self.analyzer)
-        idf = self._idf(part.words, shared, facts)
-        relative = self._lengths(part.lengths) / max(facts["mean_length"], 1e-9)
-        norms = self.k1 * (1 - self.b + self.b * relative)
-        frequencies = part.frequencies.astype(np.float64)
-        scores = np.repeat(idf, np.diff(part.starts)) * frequencies / (frequencies + norms[part.rows])
-        scores = scores.astype(np.float32)
-        tops = np.maximum.reduceat(scores, part.starts[:-1]) if len(scores) else np.empty(0, dtype=np.float32)
-        arrays = {"words": part.words, "starts": part.starts, "rows": part.rows, "scores": scores, "tops": tops}
-        for name, values in arrays.items():
-            np.save(folder / f"{name}.npy", values)
+        if len(part.rows) > np.iinfo(np.int32).max:
+            found = f"{len(part.rows)} pairs of a word and a passage in a shard"
+            raise InputError("index: shards", found, "fewer than 2^31", "Ask for more shards.")
+        frequency = _document_frequencies(part.words, shared)
+        idf = np.log1p((facts["passages"] - frequency + 0.5) / (frequency + 0.5))
+        lengths = self._lengths(part.lengths)[part.rows]
+        weights = _score_tfc_lucene(part.frequencies, l_d=lengths, l_avg=facts["mean_length"], k1=self.k1, b=self.b)
+        scores = (np.repeat(idf, np.diff(part.starts)) * weights).astype(np.float32)
+        index = bm25s.BM25(k1=self.k1, b=self.b, method="lucene")
+        index.scores = {
+            "data": scores,
+            "indices": part.rows,
+            "indptr": part.starts.astype(np.int32),
+            "num_docs": passages.rows_of(number),
+        }
+        index.vocab_dict, index.nonoccurrence_array = {}, None
+        index.save(folder, show_progress=False)
+        np.save(folder / "words.npy", part.words)
 
     def open_shard(self, folder: Path, rows: int) -> Bm25Shard:
         return Bm25Shard(folder, rows)
 
-    def prepare_queries(self, queries: Sequence[str], shared: Path, facts: Mapping[str, Any]) -> list[np.ndarray]:
-        """For each query the hashes of its words, repeats included, from the rarest word of the corpus on."""
-        hashed = [
-            np.array([word_hash(word) for word in split(query, self.analyzer)], dtype=np.uint64) for query in queries
-        ]
-        different = np.unique(np.concatenate(hashed)) if hashed else np.empty(0, dtype=np.uint64)
-        idf = self._idf(different, shared, facts)
-        ordered = []
-        for words in hashed:
-            places = np.searchsorted(different, words)
-            ordered.append(words[np.lexsort((words, -idf[places]))])
-        return ordered
-
-    def _idf(self, words: np.ndarray, shared: Path, facts: Mapping[str, Any]) -> np.ndarray:
-        known = np.load(shared / "words.npy", mmap_mode="r")
-        counts = np.load(shared / "counts.npy", mmap_mode="r")
-        places, present = _find(known, words)
-        frequency = np.where(present, counts[places], 0)
-        return np.log1p((facts["passages"] - frequency + 0.5) / (frequency + 0.5))
+    def prepare_queries(self, queries: Sequence[str], shared: Path, facts: Mapping[str, Any]) -> Queries:
+        """The queries' words. What was asked before counts for whether compiling pays, as does what is asked now."""
+        hashed = [[word_hash(word) for word in split(query, self.analyzer)] for query in queries]
+        words = np.fromiter(chain.from_iterable(hashed), dtype=np.uint64)
+        owners = np.repeat(np.arange(len(hashed)), [len(each) for each in hashed])
+        frequency = _document_frequencies(words, shared)
+        postings = np.bincount(owners, weights=frequency, minlength=len(hashed))
+        rare = postings <= RARE * facts["passages"]
+        self.postings_asked += float(postings[~rare].sum())
+        order = np.lexsort((words, frequency, owners))
+        return Queries(words[order], owners, rare, self.postings_asked > PAYING)
 
     def _lengths(self, lengths: np.ndarray) -> np.ndarray:
         return np.array([lucene_length(length) for length in lengths]) if self.lucene_lengths else lengths
 
 
 class Bm25Shard:
-    """The columns of a shard, on the disk.
-
-    `compiled`: whether queries run compiled (numba); None: where so many are asked that compiling pays.
-    """
+    """An index of bm25s on the disk."""
 
     def __init__(self, folder: Path, rows: int):
-        names = ("words", "starts", "rows", "scores", "tops")
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
-        # A view without the class of memory maps: slicing that costs more than reading a short column.
-        self.words, self.starts, self.rows, self.scores, self.tops = (np.asarray(arrays[name]) for name in names)
-        self.totals = np.zeros(rows, dtype=np.float32)
-        self.compiled: bool | None = None
+        # Views without the class of memory maps: slicing that costs more than reading a short column.
+        self.words = np.asarray(np.load(folder / "words.npy", mmap_mode="r"))
+        self.index = bm25s.BM25.load(folder, mmap=True, load_vocab=False, show_progress=False)
+        scores = self.index.scores
+        scores |= {name: np.asarray(scores[name]) for name in ("data", "indices", "indptr")}
+        # The same arrays as a matrix (words, passages).
+        self.matrix = csr_array((scores["data"], scores["indices"], scores["indptr"]), shape=(len(self.words), rows))
 
-    def search(self, queries: Sequence[np.ndarray], k: int, allowed: np.ndarray | None) -> list:
-        if self.compiled if self.compiled is not None else self._seconds(queries) > COMPILING_S:
-            return self._search_compiled(queries, k, allowed)
-        return [self._search(words, k, allowed) for words in queries]
-
-    def _seconds(self, queries: Sequence[np.ndarray]) -> float:
-        """About how long queries take uncompiled."""
-        places, present = _find(self.words, np.concatenate(queries)) if len(queries) else (np.empty(0, dtype=int), [])
-        touched = int((self.starts[places + 1] - self.starts[places])[present].sum()) if len(places) else 0
-        return QUERY_S * len(queries) + POSTING_S * touched
-
-    def _search_compiled(self, queries: Sequence[np.ndarray], k: int, allowed: np.ndarray | None) -> list:
-        from reclaim.retrieval_numba import top_k
-
-        touched = np.empty(len(self.totals), dtype=np.int64)
-        chosen = np.empty(0, dtype=bool) if allowed is None else allowed
-        found = []
-        for words in queries:
-            places, present = _find(self.words, words)
-            columns = places[present]
-            starts, ends = self.starts[columns], self.starts[columns + 1]
-            found.append(best(*top_k(self.rows, self.scores, starts, ends, self.totals, touched, chosen, k), k))
+    def search(self, queries: Queries, k: int, allowed: np.ndarray | None) -> list:
+        places, present = _find(self.words, queries.words)
+        # Numbers as wide as the matrix's own: of wider ones scipy would copy the matrix that wide.
+        columns, count = places[present].astype(np.int32), len(queries.rare)
+        starts = np.searchsorted(queries.owners[present], np.arange(count + 1)).astype(np.int32)
+        # A row for each query, its words in their order: a word that stands twice is two entries.
+        ones = np.ones(len(columns), dtype=np.float32)
+        asked = csr_array((ones, columns, starts), shape=(count, len(self.words)))
+        some = np.diff(starts) > 0
+        found = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))] * count
+        if queries.compiled:
+            # bm25s's own way to it would compile once for each shard.
+            self.index._compute_relevance_from_scores = compiled_scorer
+        for chosen, way in ((queries.rare & some, self._by_product), (~queries.rare & some, self._by_bm25s)):
+            numbers = np.flatnonzero(chosen).astype(np.int32)
+            if len(numbers):
+                for number, answer in zip(numbers, way(asked[numbers], k, allowed), strict=True):
+                    found[number] = answer
         return found
 
-    def _search(self, words: np.ndarray, k: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        places, present = _find(self.words, words)
-        columns = places[present].tolist()
-        left = np.cumsum(self.tops[columns][::-1])[::-1].tolist() + [0.0]
-        totals, candidates = self.totals, None
-        touched: list[np.ndarray] = []
-        for done, column in enumerate(columns):
-            start, end = self.starts[column], self.starts[column + 1]
-            rows, scores = self.rows[start:end], self.scores[start:end]
-            if candidates is None and touched and end - start > 4 * k:
-                # Before a long column: could it, and those behind it, lift an untouched passage into the first k?
-                seen = self._seen(touched, allowed)
-                if len(seen) >= k:
-                    partial = totals[seen]
-                    least = np.partition(partial, len(seen) - k)[len(seen) - k] * (1 - SLACK)
-                    if left[done] < least:
-                        candidates = seen[partial + left[done] * (1 + SLACK) >= least]
-            if candidates is None:
-                totals[rows] += scores
-                touched.append(rows)
-            else:
-                at = np.minimum(np.searchsorted(rows, candidates), len(rows) - 1)
-                hit = rows[at] == candidates
-                totals[candidates[hit]] += scores[at[hit]]
-        if candidates is None:
-            candidates = self._seen(touched, allowed)
-        found = best(candidates, totals[candidates], k)
-        for rows in touched:
-            totals[rows] = 0.0
-        return found
+    def _by_product(self, asked: csr_array, k: int, allowed: np.ndarray | None) -> Iterator[Found]:
+        """For each row of `asked` the best passages, by its product with the matrix, whose rows hold those with a score."""
+        postings = self.matrix.indptr[asked.indices + 1] - self.matrix.indptr[asked.indices]
+        done = np.cumsum(postings, dtype=np.int64)[asked.indptr[1:] - 1]
+        for block in np.split(np.arange(len(done), dtype=np.int32), np.flatnonzero(np.diff(done // BLOCK)) + 1):
+            sums = asked[block] @ self.matrix
+            for start, end in pairwise(sums.indptr):
+                rows, scores = sums.indices[start:end], sums.data[start:end]
+                if allowed is not None:
+                    rows, scores = rows[allowed[rows]], scores[allowed[rows]]
+                yield best(rows, scores, k)
 
-    def _seen(self, touched: Sequence[np.ndarray], allowed: np.ndarray | None) -> np.ndarray:
-        """The rows touched so far, sorted."""
-        if not touched:
-            return np.empty(0, dtype=np.int64)
-        if sum(map(len, touched)) * 8 > len(self.totals):
-            seen = np.flatnonzero(self.totals)
-        else:
-            seen = np.unique(np.concatenate(touched)).astype(np.int64)
-        return seen if allowed is None else seen[allowed[seen]]
+    def _by_bm25s(self, asked: csr_array, k: int, allowed: np.ndarray | None) -> Iterator[Found]:
+        """The same, by the scores of all passages."""
+        for columns in np.split(asked.indices, asked.indptr[1:-1]):
+            yield best_of_all(self.index.get_scores_from_ids(columns, weight_mask=allowed), k)
+
+
+def best_of_all(scores: np.ndarray, k: int) -> Found:
+    """The `k` highest scores above zero with their row numbers, equal scores by row number.
+
+    The best of each of many groups of rows are looked through first: the k-th of them is a bound that few rows reach. That
+    takes less than half the time of a partition of all scores, and a tenth where most are zero.
+    """
+    size = max(len(scores) // (8 * k), 1)
+    tops = scores[: len(scores) // size * size].reshape(size, -1).max(axis=0)
+    least = np.partition(tops, len(tops) - k)[len(tops) - k] if len(tops) > k else 0
+    rows = np.flatnonzero(scores >= least if least > 0 else scores > 0)
+    return best(rows, scores[rows], k)
 
 
 class WordCounts:
@@ -252,6 +268,14 @@ def _find(known: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         return np.zeros(len(words), dtype=np.int64), np.zeros(len(words), dtype=bool)
     places = np.minimum(np.searchsorted(known, words), len(known) - 1)
     return places, known[places] == words
+
+
+def _document_frequencies(words: np.ndarray, shared: Path) -> np.ndarray:
+    """How many passages of the corpus have each of some words."""
+    places, present = _find(np.load(shared / "words.npy", mmap_mode="r"), words)
+    frequency = np.zeros(len(words), dtype=np.int64)
+    frequency[present] = np.load(shared / "counts.npy", mmap_mode="r")[places[present]]
+    return frequency
 
 
 def lucene_length(length: int) -> int:

@@ -1,5 +1,6 @@
 """What is made again after which change; that every overlay plans cleanly; that faults end in one message."""
 
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,6 +151,14 @@ def test_a_system_of_the_paper_overlay_plans_alone(workflow, tmp_path, system, r
     with at_most(30):
         jobs = workflow.planned(system, overlay="paper", ISIC=str(tmp_path), RECLAIM_HUB=str(tmp_path))
     assert set(jobs) == {"data", system} | rules
+
+
+def test_only_an_index_with_an_encoder_asks_for_a_gpu(workflow, tmp_path):
+    (tmp_path / "psgs_w100.tsv").touch()
+    indexes = [f"results/paper/indexes/{name}" for name in ("wikipedia-bm25", "wikipedia-gtr")]
+    result = workflow.run("--dry-run", *indexes, overlay="paper", RECLAIM_HUB=str(tmp_path))
+    asked = re.findall(r"^rule index:.*?/indexes/([^,]+),.*?gpu=(\d)", result.stdout, re.MULTILINE | re.DOTALL)
+    assert dict(asked) == {"wikipedia-bm25": "0", "wikipedia-gtr": "1"}, result.stdout
 
 
 def test_the_example_of_local_data_plans(workflow, tmp_path):

@@ -23,7 +23,7 @@ def pins(lines):
 
 RUNTIME = pins(PROJECT["dependencies"])
 EXTRAS = PROJECT["optional-dependencies"]
-ALL = RUNTIME | pins(EXTRAS["dev"] + EXTRAS["slurm"])
+ALL = RUNTIME | pins(EXTRAS["bench"] + EXTRAS["dev"] + EXTRAS["slurm"])
 CONSTRAINTS = pins(
     line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
 )

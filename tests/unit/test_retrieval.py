@@ -2,18 +2,19 @@
 
 import math
 
+import bm25s
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reclaim import retrieval
+from reclaim import retrieval, retrieval_bm25
 from reclaim.errors import InputError
 from reclaim.io import write_json, write_parquet
 from reclaim.metrics.retrieval import ndcg_at_k, recall_at_k
 from reclaim.retrieval import build_index, damage, open_index, shard_name
-from reclaim.retrieval_bm25 import lucene_length, split
+from reclaim.retrieval_bm25 import best_of_all, lucene_length, split
 
 WORDS = [f"w{number}" for number in range(60)]
 
@@ -77,7 +78,6 @@ def test_any_number_of_shards_gives_the_same_table(tmp_path, spec):
 
 
 def test_scores_are_those_of_bm25s(tmp_path):
-    bm25s = pytest.importorskip("bm25s")
     texts = passages(400)
     build_index(
         data_set(tmp_path / "data", texts),
@@ -95,18 +95,56 @@ def test_scores_are_those_of_bm25s(tmp_path):
         assert np.allclose(np.sort(scores)[::-1][: len(found)], found["score"], rtol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+# Constants of the module that send every query one way.
+WAYS = {
+    "numpy": {"RARE": -1, "PAYING": math.inf},
+    "numba": {"RARE": -1, "PAYING": -1},
+    "product": {"RARE": math.inf, "BLOCK": 40},
+}
+
+
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 12))
-def test_leaving_out_passages_that_cannot_win_changes_nothing(tmp_path_factory, seed, k):
+def test_each_way_gives_the_scores_of_brute_force_and_the_first_of_equal_ones(tmp_path_factory, seed, k):
     folder = tmp_path_factory.mktemp("index")
-    texts = passages(150, seed)
-    build_index(data_set(folder / "data", texts), {"backend": "bm25"}, folder / "index", state_dir=folder / "state")
-    query = " ".join(np.random.default_rng(seed).choice(WORDS, 6))
-    index = open_index(folder / "index", verify=False)
-    found = index.search({"q": query}, k)
-    if seed % 4 == 0:
-        index.shards[0].compiled = True
-        pd.testing.assert_frame_equal(index.search({"q": query}, k), found, check_exact=True)
+    texts = passages(150, seed, length=4)
+    data = data_set(folder / "data", texts)
+    build_index(data, {"backend": "bm25", "shards": 2}, folder / "index", state_dir=folder / "state")
+    rng = np.random.default_rng(seed)
+    queries = {
+        "q": " ".join(rng.choice(WORDS, 6)),
+        "twice": "w1 w1 w0",
+        "none": "",
+        "r": " ".join(rng.choice(WORDS, 2)),
+    }
+    among = [f"p{row}" for row in np.flatnonzero(rng.random(150) < 0.5)]
+    tables = {}
+    for way, constants in WAYS.items():
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in constants.items():
+                patch.setattr(retrieval_bm25, name, value)
+            index = open_index(folder / "index", verify=False)
+            # The last one so deep that nothing is cut off.
+            tables[way] = [index.search(queries, k), index.search(queries, k, among), index.search(queries, 150)]
+    for way in ("numba", "product"):
+        for table, expected in zip(tables[way], tables["numpy"], strict=True):
+            pd.testing.assert_frame_equal(table, expected, check_exact=True)
+    best, chosen, everything = tables["numpy"]
+    scores = brute_force(texts, queries["q"])
+    found = everything[everything["query"] == "q"]
+    rows = found["passage"].str[1:].astype(int).to_numpy()
+    assert set(rows) == set(np.flatnonzero(scores)) and np.allclose(found["score"], scores[rows], rtol=1e-5)
+    assert (np.lexsort((rows, -found["score"])) == np.arange(len(rows))).all()
+    for table, wanted in ((best, everything), (chosen, everything[everything["passage"].isin(among)])):
+        expected = wanted.groupby("query", sort=False).head(k)
+        assert (
+            table[["query", "passage", "score"]].values.tolist()
+            == expected[["query", "passage", "score"]].values.tolist()
+        )
+
+
+def brute_force(texts, query, k1=0.9, b=0.4):
+    """The score of every text, by the formula."""
     counts = [split(text) for text in texts]
     mean = np.mean([len(words) for words in counts])
     scores = np.zeros(len(texts))
@@ -115,9 +153,48 @@ def test_leaving_out_passages_that_cannot_win_changes_nothing(tmp_path_factory, 
         idf = math.log(1 + (len(texts) - frequency + 0.5) / (frequency + 0.5))
         for row, words in enumerate(counts):
             tf = words.count(word)
-            scores[row] += idf * tf / (tf + 0.9 * (1 - 0.4 + 0.4 * len(words) / mean))
-    wanted = np.sort(scores)[::-1][:k]
-    assert np.allclose(found["score"], wanted[wanted > 0], rtol=1e-5)
+            scores[row] += idf * tf / (tf + k1 * (1 - b + b * len(words) / mean))
+    return scores
+
+
+def test_queries_are_compiled_once_so_much_was_asked_that_it_pays(tmp_path, monkeypatch):
+    build_index(
+        data_set(tmp_path / "data", passages(100)), {"backend": "bm25"}, tmp_path / "i", state_dir=tmp_path / "s"
+    )
+    postings = sum("w0" in split(text) for text in passages(100))
+    monkeypatch.setattr(retrieval_bm25, "PAYING", 2.5 * postings)
+    index = open_index(tmp_path / "i")
+    compiled = [index.backend.prepare_queries(["w0"], index.shared, index.facts).compiled for _ in range(3)]
+    assert compiled == [False, False, True]
+    other = open_index(tmp_path / "i").backend
+    assert not other.prepare_queries(["unknown"] * 99, index.shared, index.facts).compiled
+    assert other.prepare_queries(["w0"] * 3, index.shared, index.facts).compiled
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=300), st.integers(1, 20))
+def test_the_best_of_all_scores_are_those_of_a_sort(values, k):
+    scores = np.array(values, dtype=np.float32)
+    rows, found = best_of_all(scores, k)
+    expected = [row for row in np.lexsort((np.arange(len(scores)), -scores)) if scores[row] > 0][:k]
+    assert rows.tolist() == expected and found.tolist() == scores[expected].tolist()
+
+
+def test_an_index_of_bm25_stays_on_the_disk(tmp_path):
+    data = data_set(tmp_path / "data", ["", "?", *passages(100)])
+    build_index(data, {"backend": "bm25", "shards": 51}, tmp_path / "index", state_dir=tmp_path / "state")
+    index = open_index(tmp_path / "index")
+    assert not len(index.shards[0].words) and index.search({"q": "w0"}, 3)["rank"].tolist() == [1, 2, 3]
+    index.search({"q": "w0"}, 3)
+    for shard in index.shards:
+        matrix, scores = shard.matrix, shard.index.scores
+        for values in (shard.words, matrix.data, matrix.indices, matrix.indptr, *(scores[name] for name in ARRAYS)):
+            while values.base is not None and not isinstance(values, np.memmap):
+                values = values.base
+            assert isinstance(values, np.memmap)
+
+
+ARRAYS = ("data", "indices", "indptr")
 
 
 def test_a_killed_build_goes_on_behind_the_last_shard(tmp_path, monkeypatch):
@@ -161,7 +238,7 @@ def test_a_damaged_shard_is_noticed_and_made_anew(tmp_path, spec):
     build_index(data, spec, folder, **options)
     table = open_index(folder, encode).search(QUERIES, 5)
     untouched = {path: path.stat().st_mtime_ns for path in (folder / shard_name(0)).iterdir()}
-    victim = folder / shard_name(1) / ("scores.npy" if spec["backend"] == "bm25" else "vectors.npy")
+    victim = folder / shard_name(1) / ("data.csc.index.npy" if spec["backend"] == "bm25" else "vectors.npy")
     content = bytearray(victim.read_bytes())
     content[-2] ^= 1
     victim.write_bytes(bytes(content))
