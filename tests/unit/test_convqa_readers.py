@@ -22,10 +22,11 @@ from reclaim.convqa.experiment import _protocols, load_reader, run, vocabulary_o
 from reclaim.convqa.history import coref_text
 from reclaim.convqa.protocols import answers_of, run_protocol
 from reclaim.convqa.readers import Request
-from reclaim.convqa.resolvers import build_rewriter
+from reclaim.convqa.resolvers import begin_by_post_init, build_resolver, build_rewriter
 from reclaim.convqa.small_reader import Encoder, SmallAnswerer, SmallReaderConfig, build_reader, find_span, span_text
 from reclaim.convqa.training import THRESHOLDS, Family, answer_positions, best_threshold, train_family
 from reclaim.convqa.words import NAME, NUMBER, YEAR, WordClasses, find_words, make_vocabulary
+from reclaim.errors import InputError
 from reclaim.metrics.quac import NO_ANSWER, corpus_scores, score_questions
 from reclaim.models import build
 from reclaim.outcome import read_outcomes, write_outcome
@@ -181,6 +182,36 @@ def test_a_rewriter_reads_the_turns_before_the_question_oldest_first(tiny_t5):
     ):
         ids = rewriter.model.generate(**rewriter.tokenizer(prompt, return_tensors="pt"), max_new_tokens=64)[0]
         assert found == rewriter.tokenizer.decode(ids, skip_special_tokens=True) == rewriter.rewrite([text])[0]
+
+
+def test_f_coref_resolves_to_words_where_its_package_is_installed(tmp_path):
+    pytest.importorskip("fastcoref", reason="fastcoref is not among the pins")
+    from fastcoref.coref_models.modeling_fcoref import FCorefModel
+    from transformers import RobertaConfig
+
+    text = coref_text([("Who sang?", "Odo Konn")], "Was it her first album?", "Odo Konn is a singer.")
+    tokenizer = train_tokenizer("roberta", [" ".join(word for word, _, _ in find_words(str(text)))])
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    head = {"max_span_length": 5, "top_lambda": 0.6, "ffnn_size": 8, "dropout_prob": 0.3, "max_segment_len": 64}
+    more = {"max_position_embeddings": 130, "pad_token_id": tokenizer.pad_token_id, "coref_head": head}
+    begin_by_post_init(FCorefModel)
+    model = FCorefModel(RobertaConfig(vocab_size=len(tokenizer), **sizes, **more))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    resolver = build_resolver({"fastcoref": "model"}, {"model": tmp_path / "model"})
+    loaded = resolver.model.model.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in model.state_dict().items())
+    first, second = resolver.resolve([text, coref_text([], "Who?")])
+    assert first.tokens[-1] == "?" and first.clusters
+    for document in (first, second):
+        for cluster in document.clusters:
+            assert len(cluster) > 1 and all(0 <= start <= end < len(document.tokens) for start, end in cluster)
+
+
+def test_without_the_package_of_a_resolver_rules_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastcoref", None)
+    with pytest.raises(InputError, match="fastcoref.*resolver: rules"):
+        build_resolver({"fastcoref": "model"}, {"model": "x"})
 
 
 def test_invalid_questions_are_asked_as_the_rewriter_puts_them(splits, tiny_t5, monkeypatch):

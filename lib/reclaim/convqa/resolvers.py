@@ -1,7 +1,8 @@
 """Coreference models and rewriters by their names in the configuration.
 
-`rules` needs no download (the default). `fastcoref` loads F-coref or LingMess (Otmazgin et al. 2022) from the package of
-that name, an optional extra, with weights of the Hub. A `rewriter` is a sequence-to-sequence model that writes a
+`rules` needs no download (the default). `fastcoref` loads F-coref (Otmazgin et al. 2022) by the package of that name, which is
+not among the pins (`pip install -c constraints.txt fastcoref==2.1.6` goes beside them), with weights of the Hub. Its other
+model, LingMess, does not load under transformers 5. A `rewriter` is a sequence-to-sequence model that writes a
 self-contained question, such as a T5 trained on CANARD; it takes the place of the substitution of mentions only, and the
 decision which question is invalid stays with the resolver.
 """
@@ -35,28 +36,50 @@ def build_rewriter(name: str | None, data: Mapping[str, Path], device: Any = "cp
 
 
 class FastcorefResolver:
-    """Clusters of F-coref. Its package is imported here only, and its tokens are those of `find_words`."""
+    """Clusters of F-coref. Its package is imported here only, and its tokens are those of `find_words`.
+
+    Loading seeds the global generators of random, numpy and torch, which nothing here draws from.
+    """
 
     def __init__(self, folder: str | Path, device: Any = "cpu"):
         try:
             fastcoref = import_module("fastcoref")
+            model_class = import_module("fastcoref.coref_models.modeling_fcoref").FCorefModel
         except ImportError:
             raise InputError(
                 "validity.resolver", "fastcoref, which is not installed", "the package",
-                "pip install fastcoref, or resolver: rules.",
+                "pip install -c constraints.txt fastcoref==2.1.6, or resolver: rules.",
             ) from None  # fmt: skip
-        self.model = fastcoref.FCoref(str(folder), device=str(device))
+        begin_by_post_init(model_class)
+        import_module("datasets").disable_progress_bars()
+        self.model = fastcoref.FCoref(str(folder), device=str(device), nlp=None, enable_progress_bar=False)
 
     def resolve(self, texts: Sequence[CorefText]) -> list[Document]:
-        written = [str(text) for text in texts]
-        words = [find_words(text) for text in written]
-        found = self.model.predict(texts=[[word for word, _, _ in each] for each in words], is_split_into_words=True)
-        documents = []
-        for each, prediction in zip(words, found, strict=True):
-            # Spans come as pairs of word positions, the second one exclusive.
-            clusters = [[(first, last - 1) for first, last in own] for own in prediction.get_clusters(as_strings=False)]
-            documents.append(Document.of([word for word, _, _ in each], clusters))
-        return documents
+        words = [[word for word, _, _ in find_words(str(text))] for text in texts]
+        found = self.model.predict(texts=words, is_split_into_words=True)
+        return [Document.of(each, _clusters(prediction)) for each, prediction in zip(words, found, strict=True)]
+
+
+def begin_by_post_init(model_class: Any) -> None:
+    """Make a model class for transformers 4, which draws its weights by `init_weights`, fit for 5.
+
+    There that is a part of `post_init`, which also notes what `from_pretrained` needs.
+    """
+    from transformers import PreTrainedModel
+
+    def init_weights(model) -> None:
+        if hasattr(model, "all_tied_weights_keys"):
+            PreTrainedModel.init_weights(model)
+        else:
+            model.post_init()
+
+    model_class.init_weights = init_weights
+
+
+def _clusters(prediction) -> list[list[tuple[int, int]]]:
+    """First and last words of the mentions; those that hold a special token come as None."""
+    clusters = [[span for span in own if span is not None] for own in prediction.get_clusters(as_strings=False)]
+    return [[(first, last - 1) for first, last in own] for own in clusters if len(own) > 1]
 
 
 class Seq2SeqRewriter:
