@@ -8,6 +8,7 @@ predictions of an update. With a prediction rate above the corruption rate each 
 from __future__ import annotations
 
 import tempfile
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -104,6 +105,7 @@ class TokenRows:
 
 
 TEXTS_AT_A_TIME = 10_000
+TOKENS_AT_A_TIME = 2**24
 
 
 def pack(
@@ -121,7 +123,7 @@ def pack(
     if packing not in ("blocks", "documents"):
         raise InputError("recipes.*.packing", repr(packing), "blocks or documents")
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    lengths: list[int] = []
+    lengths = array("q")
     left_over: list[int] = []
     with tempfile.TemporaryFile() as file:
 
@@ -146,7 +148,7 @@ def pack(
             raise InputError("the corpus to pre-train on", "no text", "at least one")
         file.flush()
         tokens = np.memmap(file, dtype=np.int32, mode="r")
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    offsets = np.concatenate([[0], np.cumsum(np.frombuffer(lengths, dtype=np.int64))])
     return TokenRows(tokens, offsets, tokenizer.pad_token_id)
 
 
@@ -162,7 +164,9 @@ def unigram_entropy(rows: TokenRows, never_masked: Sequence[int] = ()) -> float:
 
     Tokens that are `never_masked` count neither as predicted nor in the frequencies.
     """
-    counts = np.bincount(rows.tokens).astype(np.float64)
+    counts = np.zeros(1 + int(rows.tokens.max()))
+    for start in range(0, len(rows.tokens), TOKENS_AT_A_TIME):  # numpy counts a copy in 64 bits
+        counts += np.bincount(rows.tokens[start : start + TOKENS_AT_A_TIME], minlength=len(counts))
     starts = np.bincount(rows.tokens[rows.offsets[:-1]], minlength=len(counts))
     masked = np.ones(len(counts), dtype=bool)
     masked[[token for token in never_masked if token < len(counts)]] = False

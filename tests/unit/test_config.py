@@ -60,7 +60,7 @@ METHODS = ("experiments", "mezo", "methods")
         ((*RATES, "seeds"), [1, 1], "experiments.mlm_masking.rates.seeds"),
         ((*RATES, "checkpoints", 0, "masking", 1, "corruption"), 1.0, "masking[1].corruption"),
         ((*RATES, "checkpoints", 0, "masking", 1, "corruption"), 0, "masking[1].corruption"),
-        ((*RATES, "checkpoints", 0, "masking", 1, "prediction"), 0.9, "checkpoints[0].masking"),
+        ((*RATES, "checkpoints", 0, "masking", 1, "prediction"), 0.95, "checkpoints[0].masking"),
         ((*RATES, "checkpoints", 0, "masking", 1, "scheme"), "whole", "masking[1].scheme"),
         ((*RATES, "arms", 0, "recipe"), "absent", "arms[0].recipe"),
         ((*RATES, "arms", 0, "prompt"), True, "tasks.topics.templates"),
@@ -82,3 +82,8 @@ def test_a_fault_is_named(path, value, place):
         check_config(changed(path, value), SCHEMA)
     assert place in str(caught.value)
     assert "found" in str(caught.value) and "expected" in str(caught.value)
+
+
+def test_three_copies_of_three_tenths_fit():
+    """0.9 / 0.3 is above 3 in floating point; the masker takes three copies, and so must the check."""
+    check_config(changed((*RATES, "checkpoints", 0, "masking", 1, "prediction"), 0.9), SCHEMA)
