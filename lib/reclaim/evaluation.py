@@ -10,6 +10,7 @@ import pandas as pd
 
 from reclaim.metrics.classification import f1, matthews, pearson_spearman
 from reclaim.metrics.qa import answer_f1
+from reclaim.outcome import stretches
 from reclaim.plan import checkpoint_variant
 from reclaim.tables import variant_json
 from reclaim.tasks import TaskData, few_shot_sets
@@ -107,15 +108,6 @@ def pretraining_metrics(checkpoint: dict, training: dict, reference_loss: dict[s
         yield {"metric": metric, "value": float(value), "n": len(training["loss"]), "unit": unit}
 
 
-def pretraining_curve(training: dict, every: int = 10) -> pd.DataFrame:
-    """The training loss averaged over stretches of `every` steps: columns step (the last of a stretch), value."""
-    loss = np.asarray(training["loss"], dtype=np.float64)
-    whole = len(loss) // every * every
-    return pd.DataFrame(
-        {"step": np.arange(every, whole + 1, every), "value": loss[:whole].reshape(-1, every).mean(axis=1)}
-    )
-
-
 def naive_bayes_metrics(name: str, task: dict, data: TaskData, seeds: Iterable[int]) -> Iterable[dict]:
     """A bag-of-words control on the very training sets of each seed: multinomial naive Bayes, add 0.5.
 
@@ -172,8 +164,9 @@ def evaluate_experiment(spec: dict, predictions, histories, trainings: dict[str,
         rows = list(pretraining_metrics(checkpoint, training, spec["reference_loss"]))
         metrics += [{"variant": variant, "seed": checkpoint["seed"], **row} for row in rows]
         if rows:
-            curve = pretraining_curve(training).assign(measure="pretrain_loss", unit="nats")
-            curves.append(curve.assign(variant=variant, seed=checkpoint["seed"]))
+            curve = pd.DataFrame(stretches(training["loss"]), columns=["step", "value"])
+            curve = curve.astype({"step": "int64", "value": "float64"})
+            curves.append(curve.assign(measure="pretrain_loss", unit="nats", variant=variant, seed=checkpoint["seed"]))
     if "naive_bayes" in spec["controls"]:
         seeds = sorted(predictions["seed"].unique().tolist())
         for name, data in tasks.items():

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reclaim.counter_stream import LARGEST, CounterStream
 from reclaim.errors import InputError
-from reclaim.seeding import derive
 
 if TYPE_CHECKING:
     from reclaim.pmi import UnitMatcher
@@ -40,48 +40,8 @@ SCHEMES = ("uniform", "whole_word", "span", "pmi")
 REPLACEMENTS: Mapping[str, tuple[float, float, float]] = {"mask": (1.0, 0.0, 0.0), "80-10-10": (0.8, 0.1, 0.1)}
 IGNORED = -100
 
-_LARGEST = 2**63 - 1
 # The purposes of the random numbers; copy j of span masking draws from purpose SPANS + j.
 COUNT, ORDER, SUBSET, KIND, RANDOM_ID, TIE, SPANS = range(7)
-
-
-def _signed(value: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit number."""
-    value %= 1 << 64
-    return value - (1 << 64) if value >> 63 else value
-
-
-_GAMMA, _MIX_1, _MIX_2 = map(_signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-
-
-def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser, in place on int64 (products wrap; right shifts are made logical by the masks)."""
-    z ^= (z >> 30) & (2**34 - 1)
-    z *= _MIX_1
-    z ^= (z >> 27) & (2**37 - 1)
-    z *= _MIX_2
-    z ^= (z >> 31) & (2**33 - 1)
-    return z
-
-
-class CounterStream:
-    """Random numbers of the rows of a batch, computed and not drawn: there is no state.
-
-    Each row is a SplitMix64 sequence (Steele, Lea and Flood, OOPSLA 2014) that starts at a hash of (seed, epoch,
-    index); its element number is purpose * 2**32 + position. Equal on every device.
-    """
-
-    def __init__(self, seed: int, epoch: int, indices: Tensor):
-        self.keys = _mix(indices.long() * _GAMMA + derive(seed, "masking", epoch))
-
-    def bits(self, purpose: int, width: int) -> Tensor:
-        """63 random bits for each row and position 0..width-1: int64 [rows, width], not negative."""
-        counter = torch.arange(width, device=self.keys.device) * _GAMMA + _signed((purpose << 32) * _GAMMA)
-        return _mix(self.keys[:, None] + counter) & _LARGEST
-
-    def uniform(self, purpose: int, width: int) -> Tensor:
-        """Uniform numbers in [0, 1): float64 [rows, width]."""
-        return (self.bits(purpose, width) >> 10).double() * 2.0**-53
 
 
 class MaskedBatch(NamedTuple):
@@ -219,7 +179,7 @@ class Masker:
                 if tensor.shape != input_ids.shape:
                     raise InputError(name, f"shape {tuple(tensor.shape)}", f"shape {tuple(input_ids.shape)}")
                 allowed = allowed & tensor.to(device).bool()
-        stream = CounterStream(self.seed, epoch, indices)
+        stream = CounterStream("masking", self.seed, epoch, indices)
         begins = None if self.word_start is None else self.word_start.to(device)[input_ids]
         if self.scheme == "span":
             corrupted = self._spans(stream, allowed, begins)
@@ -256,7 +216,7 @@ class Masker:
         else:
             tokens = torch.zeros_like(starts).scatter_add_(1, starts, allowed.long())
             heads = tokens > 0
-        keys = scores.masked_fill(~heads, _LARGEST)
+        keys = scores.masked_fill(~heads, LARGEST)
         if self.scheme == "pmi":
             ordered, order = keys.sort(dim=1)
             reached = tokens.gather(1, order).cumsum(1)
@@ -290,7 +250,7 @@ class Masker:
             wanted = wanted - chosen.sum(1, keepdim=True)
         last = corrupted[-1]
         number = wanted.long().clamp(min=0).minimum(last.sum(1, keepdim=True))
-        keys = stream.bits(SUBSET, allowed.shape[1]).masked_fill(~last, _LARGEST)
+        keys = stream.bits(SUBSET, allowed.shape[1]).masked_fill(~last, LARGEST)
         return [*corrupted[:-1], last & (keys <= _key_before(_sorted(keys), number))]
 
     def _replace(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reclaim.io import atomic_path, write_parquet
@@ -52,6 +53,12 @@ def read_pictures(folders: Iterable[str | Path]) -> dict[str, dict[str, bytes]]:
             experiment, job = folder.parts[-2:]
             pictures.setdefault(folder.parts[-3], {})[f"{experiment}/{job}/{path.name}"] = path.read_bytes()
     return pictures
+
+
+def stretches(losses: Sequence[float], every: int = 10) -> list[tuple[int, float]]:
+    """A training loss averaged over stretches of `every` steps: (last step of a stretch, counted from 1; mean)."""
+    ends = range(every, len(losses) + 1, every)
+    return [(end, float(np.mean(losses[end - every : end]))) for end in ends]
 
 
 def _with_key(rows: pd.DataFrame | Iterable[Mapping[str, Any]], key: Mapping[str, Any]) -> pd.DataFrame:

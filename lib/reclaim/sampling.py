@@ -3,10 +3,8 @@
 Three rules, all functions of a seed and of nothing else:
 
 - `kshot`: LM-BFF (Gao et al. 2021), which the RoBERTa experiments of MeZO and AutoSeq use: legacy NumPy shuffle,
-  first k
-  rows of each label for training, the next ones for development.
-- `mezo_subset`, `mezo_split`, `icl_seeds`, `step_seeds`: the OPT experiments of MeZO (Malladi et al. 2023, official
-  code).
+  first k rows of each label for training, the next ones for development.
+- `mezo_subset`, `mezo_split`, `icl_seeds`: the OPT experiments of MeZO (Malladi et al. 2023, official code).
 - `balanced`: this project's default, the same idea on NumPy's current generator.
 
 Difference from the official k-shot script: a class with too few rows raises instead of giving a smaller set without a
@@ -100,8 +98,3 @@ def mezo_split(n_rows: int, n_train: int, n_dev: int, seed: int) -> tuple[np.nda
 def icl_seeds(n_rows: int) -> np.ndarray:
     """Seeds of the demonstration set of each evaluated row (MeZO draws a separate set for every row)."""
     return np.random.RandomState(0).randint(0, 10000, n_rows)
-
-
-def step_seeds(seed: int, n_steps: int) -> np.ndarray:
-    """Direction seeds of the official MeZO trainer, if nothing else draws from its global NumPy stream."""
-    return np.random.RandomState(seed).randint(1000000000, size=n_steps)

@@ -32,12 +32,13 @@ from reclaim.cringe.training import check_output_layer, fit
 from reclaim.cringe.utterances import Reply, balanced_replies
 from reclaim.errors import InputError
 from reclaim.io import atomic_path, read_json, write_json, write_parquet
+from reclaim.outcome import stretches
 from reclaim.provenance import fingerprint
 from reclaim.seeding import derive
 from reclaim.tokenization import train_tokenizer
 from reclaim.train import Recipe
 
-CURVE_EVERY, LAST_STEPS = 10, 20
+LAST_STEPS = 20
 KEPT, SHOWN = 40, 3
 """How many replies of an arm are kept, and how many of them are rows of the metric `example` (1 where unwanted)."""
 GENERATED_COLUMNS = ("text", "text_pair", "label", "arm", "iteration", "lineage")
@@ -284,12 +285,9 @@ class _Study:
         with atomic_path(self.state_dir / "models" / name, directory=True) as temporary:
             model.save_pretrained(temporary)
         write_parquet(replies, replies_path)
-        ends = range(CURVE_EVERY, len(loss) + 1, CURVE_EVERY)
-        means = [float(np.mean(loss[end - CURVE_EVERY : end])) for end in ends]
         record = {
             "metrics": found,
-            "curve": [{"step": end, "measure": "loss", "value": mean, "unit": "nats"}
-                      for end, mean in zip(ends, means, strict=True)],
+            "curve": [{"step": step, "measure": "loss", "value": mean, "unit": "nats"} for step, mean in stretches(loss)],
             "costs": [{"measure": "train_s", "value": trained - started, "unit": "s"},
                       {"measure": "evaluate_s", "value": time.perf_counter() - trained, "unit": "s"}],
         }  # fmt: skip

@@ -9,7 +9,7 @@ and a threshold is needed. The paper names none; the rules here are those of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -20,12 +20,12 @@ RULES = ("nonzero", "scaled", "gap", "log_norm", "size")
 
 
 def nonzero_rows(gradient: torch.Tensor) -> list[int]:
-    """Ids of the rows that are not all zero: the exact bag, but for sentence ends, of a model whose head is not tied."""
+    """Ids of the rows (vocabulary, width) that are not all zero: the exact bag, but for sentence ends, without a tied head."""
     return torch.nonzero((gradient != 0).any(dim=1)).flatten().tolist()
 
 
 def varying_rows(gradient: torch.Tensor) -> list[int]:
-    """Ids of the rows whose entries differ among themselves (the official `run_leakage`)."""
+    """Ids of the rows (vocabulary, width) whose entries differ among themselves (the official `run_leakage`)."""
     return torch.nonzero(gradient.var(dim=1)).flatten().tolist()
 
 
@@ -38,7 +38,7 @@ def scaled_rows(norms: torch.Tensor, hidden_norm: float, num_targets: int, k: fl
 
 
 def gap_rows(norms: torch.Tensor, num_targets: int) -> list[int]:
-    """Ids above the largest gap of the sorted log-norms between ranks .3 N and 1.15 N. May be empty."""
+    """Ids above the largest gap of the sorted log-norms (vocabulary,) between ranks .3 N and 1.15 N. May be empty."""
     ordered, ids = norms.sort(descending=True)
     known = int((ordered > 0).sum())
     first, last = max(1, int(0.3 * num_targets)), min(known - 1, int(1.15 * num_targets))
@@ -80,7 +80,7 @@ def log_norm_tokens(norms: torch.Tensor, num_tokens: int, cutoff: float = 1.5) -
 
 
 def largest_rows(norms: torch.Tensor, size: int) -> list[int]:
-    """Ids of the `size` longest rows, for an attacker who is given the size of the bag."""
+    """Ids of the `size` largest norms (vocabulary,), for an attacker who is given the size of the bag."""
     return sorted(norms.topk(min(size, len(norms))).indices.tolist())
 
 
@@ -117,7 +117,7 @@ def read_bag(
 
 
 def standing_out(norms: torch.Tensor, among: Sequence[int], most: int) -> list[int]:
-    """Ids of `among`, at most `most`, above the largest gap of their sorted log-norms.
+    """Ids of `among`, at most `most`, above the largest gap of their sorted log-norms; `norms` (vocabulary,).
 
     For tokens that begin sentences, under a tied head: they are inputs and never targets, so that their rows are too short
     for a threshold made for targets, but the head adds next to nothing to the rows of those that are absent.
@@ -134,14 +134,3 @@ def longest_input(position_gradient: torch.Tensor) -> int:
     """The last position with a gradient, -1 for none: the longest sentence has two tokens more (its last has no target)."""
     places = torch.nonzero((position_gradient != 0).any(dim=1)).flatten()
     return int(places[-1]) if len(places) else -1
-
-
-def official_counts(
-    norm_only: Mapping[int, float], freq_only: Mapping[int, float], longest: int, batch_size: int
-) -> dict[int, int]:
-    """Counts that the official search takes from an external file of predictions: 2, or `longest` for a frequent token.
-
-    It divides the prediction from the norm by the sum of those from the frequency, which looks like a slip.
-    """
-    base = sum(freq_only.values())
-    return {token: longest if value / base * longest * batch_size >= 1.5 else 2 for token, value in norm_only.items()}

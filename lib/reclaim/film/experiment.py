@@ -26,13 +26,13 @@ from reclaim.film.texts import Batch, ClientTexts, client_texts, draw_batches
 from reclaim.io import write_parquet
 from reclaim.metrics import recovery
 from reclaim.models import load, load_tokenizer
+from reclaim.outcome import stretches
 from reclaim.seeding import derive
 from reclaim.state import begin_state
 from reclaim.tables import variant_json
 
 UNITS = {"candidates": "count", "bag_size": "count", "epochs": "count", "private_loss": "nats", "held_out_loss": "nats"}
 OWN_TEXT = 64  # public sentences on which the attacker measures the norm of hidden states
-CURVE_EVERY = 10
 ITEM = "-"  # of a value that belongs to a model and not to a batch
 
 
@@ -139,9 +139,8 @@ def _models(name, entry, spec, texts, seed, data, state_dir, device, progress):
 
 
 def _curve(name: str, loss: Sequence[float]) -> Iterator[dict]:
-    for end in range(CURVE_EVERY, len(loss) + 1, CURVE_EVERY):
-        value = float(np.mean(loss[end - CURVE_EVERY : end]))
-        yield {"variant": {"model": name}, "step": end, "measure": "pretrain_loss", "value": value, "unit": "nats"}
+    for step, value in stretches(loss):
+        yield {"variant": {"model": name}, "step": step, "measure": "pretrain_loss", "value": value, "unit": "nats"}
 
 
 # ------------------------------------------------------------------------------------------------------------- one stage

@@ -31,10 +31,10 @@ from reclaim.icl.pretrain import load_decoder, word_tokenizer
 from reclaim.icl.prompts import TEMPLATE_KINDS, IclSet, load_sets
 from reclaim.io import write_parquet
 from reclaim.models import load, load_tokenizer
+from reclaim.outcome import stretches
 from reclaim.seeding import derive
 from reclaim.state import begin_state
 
-CURVE_EVERY = 10
 LAST_STEPS = 20
 MODEL_KEYS = ("model", "family", "size")
 SET_KEYS = ("data_set", "group")
@@ -235,6 +235,5 @@ def _pretraining_metrics(variant: Mapping[str, Any], record: Mapping[str, Any]) 
 
 
 def _pretraining_curve(variant: Mapping[str, Any], loss: Sequence[float]) -> Iterator[dict]:
-    for end in range(CURVE_EVERY, len(loss) + 1, CURVE_EVERY):
-        value = float(np.mean(loss[end - CURVE_EVERY : end]))
-        yield {"variant": variant, "step": end, "measure": "pretrain_loss", "value": value, "unit": "nats"}
+    for step, value in stretches(loss):
+        yield {"variant": variant, "step": step, "measure": "pretrain_loss", "value": value, "unit": "nats"}

@@ -16,7 +16,6 @@ fractions (the papers print them times 100).
 from __future__ import annotations
 
 import string
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -24,7 +23,7 @@ import numpy as np
 
 from reclaim.errors import InputError
 from reclaim.metrics.citations import list_entries
-from reclaim.metrics.qa import exact_match, normalize_answer
+from reclaim.metrics.qa import exact_match, normalize_answer, token_f1
 
 BOOTSTRAP = 1000
 
@@ -43,12 +42,8 @@ def short_answers_found(groups: Sequence[Sequence[str]], text: str, mode: str = 
 
 def squad2_f1(prediction: str, gold: str) -> float:
     """Token F1 as SQuAD 2.0 has it: 1 where both normalise to nothing, 0 where one does."""
-    predicted, wanted = normalize_answer(prediction).split(), normalize_answer(gold).split()
-    if not predicted or not wanted:
-        return float(predicted == wanted)
-    overlap = sum((Counter(predicted) & Counter(wanted)).values())
-    precision, recall = overlap / len(predicted), overlap / len(wanted)
-    return 2 * precision * recall / (precision + recall) if overlap else 0.0
+    empty = [not normalize_answer(text) for text in (prediction, gold)]
+    return float(all(empty)) if any(empty) else token_f1(prediction, gold)
 
 
 def reader_scores(predictions: Sequence[str], groups: Sequence[Sequence[str]]) -> dict[str, float]:

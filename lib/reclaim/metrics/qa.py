@@ -1,6 +1,6 @@
 """Answer metrics: SQuAD normalisation, exact match, bag-of-tokens F1, and accuracy with several correct answers.
 
-Sources: Rajpurkar et al. 2016 (SQuAD v1.1: `squad_scores`); Malladi et al. 2023, section 3 and its official code
+Sources: Rajpurkar et al. 2016 (SQuAD v1.1: `exact_match`, `token_f1`); Malladi et al. 2023, section 3 and its official code
 (`answer_f1`, `accuracy`). MeZO scores DROP with this same F1, not with DROP's numeric-aware one. Values are fractions
 in 0..1; the papers print them times 100.
 """
@@ -12,6 +12,8 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+
+from reclaim.errors import InputError
 
 NO_ANSWERS = ("CANNOTANSWER", "no answer")
 """First gold answers after which only exact match counts (official MeZO rule)."""
@@ -50,16 +52,6 @@ def answer_f1(prediction: str, golds: Sequence[str]) -> float:
     return max(token_f1(prediction, gold) for gold in golds)
 
 
-def squad_scores(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> dict[str, float]:
-    """SQuAD v1.1: `exact_match` and `f1`, each the maximum over a question's golds, averaged over questions."""
-    _same_length(predictions, golds)
-    pairs = list(zip(predictions, golds, strict=True))
-    return {
-        "exact_match": sum(exact_match(prediction, answers) for prediction, answers in pairs) / len(pairs),
-        "f1": sum(max(token_f1(prediction, gold) for gold in answers) for prediction, answers in pairs) / len(pairs),
-    }
-
-
 def mean_answer_f1(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
     """Mean of `answer_f1` over questions (MeZO's SQuAD and DROP figure)."""
     _same_length(predictions, golds)
@@ -78,4 +70,5 @@ def accuracy(predictions: Sequence[Any], correct: Sequence[Any]) -> float:
 
 def _same_length(predictions: Sequence[Any], golds: Sequence[Any]) -> None:
     if len(predictions) != len(golds) or not len(predictions):
-        raise ValueError(f"{len(predictions)} predictions for {len(golds)} answers; need the same number, at least one")
+        found = f"{len(predictions)} predictions for {len(golds)} answers"
+        raise InputError("answer metric", found, "as many of each, at least one")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -28,7 +28,7 @@ def cut(text: str) -> str:
 
 
 def best(matrix: np.ndarray) -> tuple[tuple[int, int], float]:
-    """Place and value of the largest score, the first in row-major order."""
+    """Place and value of the largest of the scores (references, candidates), the first in row-major order."""
     place = np.unravel_index(int(np.argmax(matrix)), matrix.shape)
     return (int(place[0]), int(place[1])), float(matrix[place])
 
@@ -156,12 +156,6 @@ def bag_scores(truth: Iterable[int], found: Iterable[int]) -> dict[str, float]:
     return {"bag_precision": precision, "bag_recall": recall, "bag_f1": f1}
 
 
-def multiset_recall(truth: Mapping[int, int], found: Mapping[int, int]) -> float:
-    """Share of the true tokens, repetitions counted, that a bag with counts has."""
-    common = sum(min(count, found.get(token, 0)) for token, count in truth.items())
-    return common / sum(truth.values()) if truth else 0.0
-
-
 def exact_matches(references: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
     """Whether texts are equal but for outer spaces, bool (references, candidates)."""
     left, right = ([text.strip() for text in texts] for texts in (references, candidates))
@@ -179,7 +173,7 @@ def edit_distance(reference: Sequence, candidate: Sequence) -> float:
 
 
 def coverage(rouge_l_matrix: np.ndarray, threshold: float = 0.6) -> float:
-    """Share of the references whose best ROUGE-L over all candidates reaches the threshold."""
+    """Share of the references whose best ROUGE-L (references, candidates) over all candidates reaches the threshold."""
     if not rouge_l_matrix.size:
         return 0.0
     return float((rouge_l_matrix.max(axis=1) >= threshold).mean())

@@ -7,5 +7,5 @@ one module per family of tasks. `generators.get(name)` gives a `tables.Generator
 
 Texts are words separated by single spaces, punctuation included, so that a tokenizer can give each word one token.
 Because a generator knows the facts behind its texts, modules also offer exact judges (`household.judge`) and exact
-references (`idioms.posterior_accuracy`, `baselines`). Nothing here imports torch or transformers.
+references (`idioms.posterior_accuracy`). Nothing here imports torch or transformers.
 """

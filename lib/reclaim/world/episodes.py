@@ -33,7 +33,6 @@ from reclaim.world.tables import (
 )
 
 WORDS_PER_EXAMPLE = 2
-EXAMPLE_LENGTH = WORDS_PER_EXAMPLE + 2
 TASK_NAMES = tuple(NATURAL_TASKS)
 # Rows 2t and 2t + 1 are the topics of task t.
 LABELS = np.array([label for task in NATURAL_TASKS.values() for label in task], dtype=object)

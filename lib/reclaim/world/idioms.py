@@ -43,7 +43,6 @@ def _draw_idioms() -> np.ndarray:
 
 # (32, 3) numbers of pool words; rows 4t .. 4t+3 are the idioms of topic t.
 IDIOMS = _draw_idioms()
-IDIOM_PHRASES = tuple(" ".join(IDIOM_POOL[word] for word in idiom) for idiom in IDIOMS)
 
 _WORDS = np.array(IDIOM_WORDS, dtype=object)
 _FIRST_OWN = len(IDIOM_FUNCTION)
