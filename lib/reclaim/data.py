@@ -82,7 +82,7 @@ def materialize(spec: dict[str, Any], out_dir: str | Path) -> None:
         for split in sorted(parts, key=SPLITS.index):
             name, mask = parts[split]
             chosen = (row for i, row in enumerate(reader.rows(name)) if mask is None or mask[i])
-            kept = _without_seen(chosen, split, reader.kind, duplicates, seen, shared)
+            kept = _without_seen(chosen, split, f"{place}, split {split}", reader.kind, duplicates, seen, shared)
             rows[split], label_counts[split] = _write(kept, folder / f"{split}.parquet", reader)
             if not rows[split]:
                 left_out = {**reader.noted.get(name, {}), "also in another split": shared[split]}
@@ -183,9 +183,11 @@ class WorldReader:
         self.noted: dict[str, Counter] = {}
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """Give the canonical rows of a split."""
         return records(self.frames[name])
 
     def files(self) -> dict[str, str]:
+        """No file stands behind the world."""
         return {}
 
 
@@ -225,6 +227,7 @@ def _parts(spec: dict[str, Any], reader: TableReader | WorldReader) -> dict[str,
 def _without_seen(
     rows: Iterator[dict[str, Any]],
     split: str,
+    place: str,
     kind: str,
     duplicates: str,
     seen: set[bytes],
@@ -241,7 +244,7 @@ def _without_seen(
             shared[split] += 1
             if duplicates == "refuse":
                 raise InputError(
-                    f"split {split}, row {row['id']!r}",
+                    f"{place}, row {row['id']!r}",
                     "a text that another split also has",
                     "splits without common texts (`duplicates: refuse`)",
                     "`duplicates: drop` leaves such rows out of train and dev.",
