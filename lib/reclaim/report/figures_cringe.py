@@ -33,8 +33,11 @@ TASKS = {
     "opendomain": "Open-domain dialogue",
     "variants": "Safe generation, variants",
     "wikitoxic": "Safe generation on real text",
+    "wikitoxic_large": "Safe generation on real text, 3B",
+    "decode": "Contradiction avoidance on real text",
+    "fits": "Open-domain dialogue with real feedback",
 }
-FEEDBACK = ("opendomain",)
+FEEDBACK = ("opendomain", "fits")
 """Tasks whose F1 is that of replies to provoking prompts."""
 PAPER = (
     ("safe generation", "baseline", "59.4", "15.9"),
