@@ -43,7 +43,7 @@ LossFunction = Callable[[Any], tuple[torch.Tensor, int]]
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 INITIAL_SCALE, SMALLEST_SCALE = 2.0**7, 1e-4
-"""Of a float16 loss. fairseq's, whose losses are sums over predictions too; torch begins at 2**16, for means."""
+"""Of a float16 loss. fairseq's, whose losses are sums over predictions too; torch's 2**16, for means, overflows at first."""
 
 
 @dataclass(frozen=True)

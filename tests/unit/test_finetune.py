@@ -120,6 +120,13 @@ def test_backprop_learns_the_task(made, model, variant):
     assert predictions["scores"].map(len).eq(2).all()
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_an_adapter_learns_on_frozen_float16_weights(made, precision):
+    recipe = {"learning_rate": [1e-2], "precision": precision}
+    predictions, _ = run(made, arm(made, model="opt", recipe=recipe, parameters="lora") | {"dtype": "float16"})
+    assert accuracy(predictions) > 0.75
+
+
 @pytest.mark.parametrize("parameters", ["full", "lora", "prefix", "head"])
 @pytest.mark.parametrize("model", ["roberta", "opt"])
 @pytest.mark.parametrize("method", ["backprop", "mezo"])

@@ -90,6 +90,21 @@ def test_causal_pre_training_learns():
     assert np.mean(record["loss"][-10:]) < 0.5 * record["unigram_entropy"]
 
 
+@pytest.mark.parametrize("architecture", ["roberta-prelayernorm", "opt"])
+def test_half_precision_pre_trains_as_float32_does(architecture):
+    tokenizer = train_tokenizer(architecture.partition("-")[0], TEXTS)
+    losses = {}
+    for precision in ("float32", "bfloat16", "float16"):
+        made = spec(architecture, {"scheme": "causal"} if architecture == "opt" else None, steps=30)
+        made["recipe"] |= {"precision": precision, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0}
+        model, record = pretrain(made, TEXTS, tokenizer)
+        assert model.dtype == torch.float32
+        losses[precision] = np.array(record["loss"])
+    assert losses["float32"][-5:].mean() < 0.8 * losses["float32"][:5].mean()
+    for precision in ("bfloat16", "float16"):
+        assert 0 < np.abs(losses[precision] - losses["float32"]).max() < 0.05
+
+
 def test_arms_of_a_seed_start_from_the_same_weights(tokenizer):
     start, record = pretrain(spec(masking={"scheme": "none"}), TEXTS, tokenizer)
     assert record["loss"] == []
