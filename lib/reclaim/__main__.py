@@ -7,6 +7,7 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run a command (default: the process's arguments); gives the exit status, 1 for a fault."""
     parser = argparse.ArgumentParser(prog="python -m reclaim", description="The workflow itself is run by `snakemake`.")
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="check this machine: what will run, what will not, and why")

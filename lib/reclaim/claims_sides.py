@@ -152,6 +152,7 @@ def paired_sides(
 
 
 def ratios(treatment: pd.Series, baseline: pd.Series) -> pd.Series:
+    """Treatment over baseline, seed by seed; raises Stop("invalid") where the baseline is not above 0."""
     if (baseline <= 0).any():
         raise Stop("invalid", f"no ratio: the baseline is not above 0 in seeds {list(baseline.index[baseline <= 0])}")
     return treatment / baseline

@@ -60,9 +60,9 @@ _TOKEN_TYPES = _PRE + "embeddings.token_type_embeddings.weight"
 def from_fairseq(state: Mapping[str, Tensor], classification_head: str | None = None) -> dict[str, Tensor]:
     """Rename fairseq's tensors to those of `RobertaPreLayerNormForMaskedLM`, or of the sequence classifier.
 
-    classification_head: name of the head to take along instead of the masked-LM head. Token types, which fairseq has
-    not, become one row of zeros. Raises InputError for a tensor that belongs nowhere, and for a checkpoint without
-    pre-norm layers.
+    state: tensors by fairseq's names. classification_head: name of the head to take along instead of the masked-LM head.
+    Token types, which fairseq has not, become one row of zeros. Raises InputError for a tensor that belongs nowhere, and
+    for a checkpoint without pre-norm layers.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():

@@ -99,7 +99,7 @@ def _option_scores(model, encoded: Sequence[Sequence[EncodedOption]], aggregate,
 
 
 def calibrate_surface_form(scores: np.ndarray, content_free: np.ndarray) -> np.ndarray:
-    """Surface-form calibration: summed log-probabilities minus those under the content-free prompt."""
+    """Surface-form calibration: summed log-probabilities (rows, candidates) minus those under the content-free prompt."""
     return scores - content_free
 
 

@@ -73,7 +73,7 @@ class Interval:
 
 
 def seed_interval(values: Sequence[float] | np.ndarray) -> Interval:
-    """Give the t interval of the mean of one number per seed.
+    """Give the t interval of the mean of one number per seed (seeds,).
 
     One seed gives an infinite interval; equal values give an interval of width 0 (the caller decides from how many
     seeds that may count).
@@ -146,7 +146,7 @@ def slope_weights(x: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Give Holm's step-down adjusted p values, in the order given; the family is the whole list."""
+    """Give Holm's step-down adjusted p values (claims,), in the order given; the family is the whole list."""
     p_values = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values, kind="stable")
     steps = (len(p_values) - np.arange(len(p_values))) * p_values[order]

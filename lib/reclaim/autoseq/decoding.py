@@ -85,6 +85,7 @@ class ClassDecoder:
 
     @property
     def examples(self) -> int:
+        """Number of examples."""
         return len(self._encoded)
 
     def start(self) -> tuple[torch.Tensor, DecoderState]:

@@ -100,6 +100,7 @@ class Attacker:
         return self.decode([*rows[0][:1], *(inner[place] for place in order), *rows[0][1:][-1:]])
 
     def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
 

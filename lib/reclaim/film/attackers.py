@@ -93,7 +93,7 @@ def eavesdrop(client, defence: Defence, texts: Sequence[str], known: Knowledge, 
 def residuals(client, sent: dict[str, torch.Tensor], known: Knowledge) -> torch.Tensor:
     """`span_residuals` of every word and position for the gradients of a client with frozen embeddings or LoRA.
 
-    LoRA's A is part of the weights that server and client share.
+    `sent`: by parameter name, each of its parameter's shape. LoRA's A is part of the weights that server and client share.
     """
     adapter = getattr(client.get_submodule(ATTENTION), "lora_A", None)
     adapter = None if adapter is None else adapter["default"].weight

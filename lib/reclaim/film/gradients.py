@@ -46,7 +46,7 @@ def client_loss(model, input_ids: torch.Tensor, mask: torch.Tensor) -> tuple[tor
 def client_gradient(
     model, input_ids: torch.Tensor, mask: torch.Tensor, names: Sequence[str] | None = None
 ) -> ClientGradient:
-    """The gradient that a client with this batch sends. `names`: some parameters only, default all that are trained.
+    """The gradient that a client with this batch (sentences, longest) sends. `names`: some parameters, default all trained.
 
     A tied matrix is one parameter, whose gradient is the sum of its two uses.
     """
@@ -73,7 +73,7 @@ def embedding_names(model) -> tuple[str, str | None]:
 
 @torch.no_grad()
 def mean_hidden_norm(model, input_ids: torch.Tensor, mask: torch.Tensor) -> float:
-    """H of the kH/N rule: mean norm of the final hidden states of the tokens of a text.
+    """H of the kH/N rule: mean norm of the final hidden states of the tokens of texts (texts, longest).
 
     Any own text of the eavesdropper will do.
     """

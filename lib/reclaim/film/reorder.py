@@ -207,7 +207,10 @@ def segment_moves(links: np.ndarray, order: Sequence[int]) -> tuple[np.ndarray, 
 
 
 def moved_places(length: int, candidates: np.ndarray, cuts: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """The places 0..length - 1 in the sequence that a segment move makes of them."""
+    """The places 0..length - 1 in the sequence that a segment move makes of them: int64 (length,).
+
+    `candidates` (L,) are places, `cuts` (k,) numbers of candidates, as in `segment_moves`.
+    """
     bounds = [candidates[0], *candidates[cuts], candidates[-1]]
     places = np.arange(length)
     segments = [places[bounds[number - 1] : bounds[number]] for number in order]

@@ -73,7 +73,7 @@ def match_gradient(
 ) -> list[int]:
     """The token ids of one sentence of `length` tokens whose gradient comes nearest to the one sent.
 
-    `gradients` are the client's, by parameter name. Raises InputError for fewer than two tokens.
+    `gradients` are the client's, by parameter name, each of its parameter's shape. Raises InputError for fewer than two tokens.
     """
     if length < 2:
         raise InputError("gradient matching: length", str(length), "at least two tokens")

@@ -96,7 +96,7 @@ def span_bag(residuals: torch.Tensor, cut: float) -> set[int]:
 
 
 def span_sentence(residuals: torch.Tensor, cut: float) -> list[int]:
-    """The words of a batch of one sentence in their order: the best word of each position, up to the first that has none.
+    """The words of one sentence in their order, from residuals (V, positions): the best of each, up to the first above `cut`.
 
     The last word of a sentence has no target and leaves no trace; the caller adds the sentence's end. No language model is
     used: where the test works, it gives the order away as well.

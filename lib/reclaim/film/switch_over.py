@@ -42,7 +42,7 @@ Rows = list[dict[str, Any]]
 def mean_row(
     variant: Mapping[str, Any], metric: str, values: Sequence[float] | np.ndarray, unit: str = "fraction"
 ) -> dict[str, Any]:
-    """A metric row with the mean of some values."""
+    """A metric row with the mean of some values (n,)."""
     return {"variant": dict(variant), "metric": metric, "value": float(np.mean(values)), "n": len(values), "unit": unit}
 
 

@@ -99,9 +99,11 @@ class AttentionOnlyForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """The word embeddings, which are the head too."""
         return self.embedding
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Exchange them (transformers asks for it when it resizes)."""
         self.embedding = value
 
     @torch.no_grad()

@@ -92,7 +92,7 @@ def _of_one_set(table: pd.DataFrame, answers: pd.Series) -> dict[str, float]:
 def paired_variance_ratio(first: np.ndarray, second: np.ndarray, independent: np.ndarray) -> float:
     """Variance of a paired difference over that with independent draws: below 1, pairing saves rows.
 
-    All three are right-or-wrong values of the same rows: of two settings that saw the same demonstrations, and of the
+    All three are right-or-wrong values of the same rows (n,): of two settings that saw the same demonstrations, and of the
     second one with demonstrations of its own. NaN where the independent difference does not vary.
     """
     paired, unpaired = np.var(second - first, ddof=1), np.var(independent - first, ddof=1)

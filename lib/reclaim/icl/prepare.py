@@ -182,6 +182,7 @@ class PromptWriter:
         return self.filled[key]
 
     def fits(self, prompt: str) -> bool:
+        """Whether a prompt is within `max_length` tokens."""
         # No token is shorter than a byte, so a short text need not be counted.
         if len(self.opening) + len(prompt.encode()) < self.max_length:
             return True

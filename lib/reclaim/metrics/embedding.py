@@ -29,14 +29,14 @@ def knn_accuracy(
 
 
 def leave_one_out_accuracy(codes: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
-    """Share of rows whose k nearest other rows of the same set vote for their label. InputError unless k < n."""
+    """Share of codes (n, d) whose k nearest other ones vote for their label (n,). InputError unless k < n."""
     return _accuracy(_neighbours(codes, codes, k, itself=False), labels, labels)
 
 
 def centroid_accuracy(
     train_codes: np.ndarray, train_labels: np.ndarray, test_codes: np.ndarray, test_labels: np.ndarray
 ) -> float:
-    """Share of test rows that lie nearest to the mean training code of their own class."""
+    """Share of test codes (m, d) that lie nearest to the mean training code (of n, d) of their own class."""
     classes = np.unique(train_labels)
     centroids = np.stack([np.asarray(train_codes)[train_labels == name].mean(0) for name in classes])
     return _accuracy(_neighbours(centroids, test_codes, 1), classes, test_labels)
@@ -55,7 +55,7 @@ def trustworthiness(originals: np.ndarray, codes: np.ndarray, k: int = 5) -> flo
 
 
 def continuity(originals: np.ndarray, codes: np.ndarray, k: int = 5) -> float:
-    """How far neighbours among the originals stay neighbours among the codes: trustworthiness with sides exchanged."""
+    """How far neighbours among the originals (n, p) stay those among the codes (n, d): `trustworthiness`, sides exchanged."""
     return trustworthiness(codes, originals, k)
 
 

@@ -21,7 +21,7 @@ class MeanPSNR(NamedTuple):
 
 
 def mse(images: np.ndarray, rebuilt: np.ndarray) -> float:
-    """Mean squared error over all images and pixels, without clipping."""
+    """Mean squared error over all images (n, H, W) or (n, H, W, C) and pixels, without clipping."""
     images, rebuilt = _pair(images, rebuilt)
     return float(np.mean((images - rebuilt) ** 2))
 
@@ -41,7 +41,7 @@ def mean_psnr(images: np.ndarray, rebuilt: np.ndarray) -> MeanPSNR:
 
 
 def psnr_of_mean_error(images: np.ndarray, rebuilt: np.ndarray) -> float:
-    """PSNR of the mean squared error of all images together, for comparison with work that reports this one."""
+    """PSNR (dB) of the mean squared error of all images (n, H, W[, C]) together, for work that reports this one."""
     with np.errstate(divide="ignore"):
         return float(-10 * np.log10(_clipped_errors(images, rebuilt).mean()))
 

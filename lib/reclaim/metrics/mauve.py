@@ -29,7 +29,7 @@ Encoder = Callable[[Sequence[str]], np.ndarray]
 
 
 def mauve_of_histograms(p: Sequence[float] | np.ndarray, q: Sequence[float] | np.ndarray) -> float:
-    """MAUVE in 0..1 of two histograms over the same bins; raises InputError unless both are distributions of one size."""
+    """MAUVE in 0..1 of two histograms (bins,); raises InputError unless both are distributions over as many bins."""
     p, q = np.asarray(p, dtype=float), np.asarray(q, dtype=float)
     if p.shape != q.shape or p.ndim != 1 or min(p.min(), q.min()) < 0 or max(abs(p.sum() - 1), abs(q.sum() - 1)) > 1e-6:
         raise InputError("histograms", f"shapes {p.shape} and {q.shape}", "two distributions over the same bins")

@@ -73,12 +73,12 @@ def batch_pooled(counts: Overlap, batch_size: int) -> tuple[float, float]:
 
 
 def thresholded(values: np.ndarray, least: float = ISIC_THRESHOLD) -> np.ndarray:
-    """ISIC 2018's score of each image: its IoU, or 0 if that is below `least`."""
+    """ISIC 2018's score of each image [images]: its IoU, or 0 if that is below `least`."""
     return np.where(values < least, 0.0, values)
 
 
 def soft_dice(probabilities: np.ndarray, target: np.ndarray) -> float:
-    """UNeXt's `dice_coef` of a batch: probabilities, not masks, all images as one. Not a Dice coefficient to report."""
+    """UNeXt's `dice_coef` of a batch: probabilities (any shape, the target's), all as one. Not a Dice coefficient to report."""
     p, t = np.ravel(probabilities), np.ravel(target)
     return float((2 * np.sum(p * t) + SMOOTH) / (p.sum() + t.sum() + SMOOTH))
 

@@ -64,6 +64,7 @@ class StepResult:
 
     @property
     def loss(self) -> float:
+        """Mean of L(w + eps z) over the directions, in the units of the closure."""
         return sum(self.losses_plus) / len(self.losses_plus)
 
     @property

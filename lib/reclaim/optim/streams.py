@@ -55,6 +55,7 @@ class Direction:
         self.seed, self.slots, self.scratch = seed, slots, scratch
 
     def chunks(self, index: int) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Yield (start, stop, z) of the slot `index`, z (stop - start,) in the precision of its arithmetic."""
         raise NotImplementedError
 
     def _draw(self, slot: Slot, numel: int, generator: torch.Generator) -> torch.Tensor:
@@ -79,6 +80,7 @@ class SequentialDirection(Direction):
         self._position: int | None = None  # the slot whose first value comes next; None: unknown
 
     def chunks(self, index: int) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """As of `Direction`; brings the stream to the slot first."""
         self._seek(index)
         slot, generator = self.slots[index], self._generator
         if self._states is not None and index not in self._states:
@@ -116,6 +118,7 @@ class PerTensorDirection(Direction):
     """
 
     def chunks(self, index: int) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """As of `Direction`, from the slot's own stream."""
         slot = self.slots[index]
         generator = torch.Generator(slot.parameter.device).manual_seed(derive(self.seed, slot.name))
         for start, stop in slot.bounds():

@@ -16,10 +16,12 @@ Row = Mapping[str, Any]
 
 
 def upper_first(text: str) -> str:
+    """Upper-case the first letter."""
     return text[:1].upper() + text[1:]
 
 
 def lower_first(text: str) -> str:
+    """Lower-case the first letter."""
     return text[:1].lower() + text[1:]
 
 

@@ -32,10 +32,12 @@ class EncodedOption:
 
     @property
     def context_ids(self) -> list[int]:
+        """The tokens before the candidate."""
         return self.input_ids[: len(self.input_ids) - self.option_length]
 
     @property
     def continuation_ids(self) -> list[int]:
+        """The candidate's own tokens."""
         return self.input_ids[len(self.input_ids) - self.option_length :]
 
 
@@ -97,6 +99,7 @@ class CausalTemplate(Template):
         return texts
 
     def label_values(self, row: Row) -> Sequence[Hashable]:
+        """As of `Template`; 0, 1, ... unless `labels` says otherwise."""
         if self.labels is None:
             return range(len(self.candidate_texts(row)))
         return compute(self.name, self.labels, row) if isinstance(self.labels, str) else self.labels

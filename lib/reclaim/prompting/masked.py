@@ -117,6 +117,7 @@ class MaskedTemplate(Template):
             raise InputError(f"{self.name}: label_words", repr(list(self.label_words)), "a word for each of the labels")
 
     def label_values(self, row: Row) -> Sequence[Hashable]:
+        """As of `Template`; 0, 1, ... unless `labels` says otherwise."""
         return range(len(self.label_words)) if self.labels is None else self.labels
 
     def label_word_ids(self, tokenizer) -> list[int]:

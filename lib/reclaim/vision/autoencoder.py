@@ -31,6 +31,7 @@ INFERENCE_BATCH = 256  # rows; bounds the memory of transform whatever the numbe
 
 
 def count_parameters(network: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -38,9 +39,11 @@ class AutoencoderNetwork(nn.Module):
     """A module with `encode` (B, H, W, C) -> (B, d) and `decode` (B, d) -> (B, H, W, C)."""
 
     def encode(self, images: Tensor) -> Tensor:
+        """Images (B, H, W, C) to codes (B, d)."""
         raise NotImplementedError
 
     def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, d) to images (B, H, W, C)."""
         raise NotImplementedError
 
 
@@ -56,6 +59,7 @@ class ImageAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     network_: AutoencoderNetwork
 
     def build_network(self, image_shape: Shape) -> AutoencoderNetwork:
+        """The network for images of a shape; its weights are drawn from torch's global stream, which `fit` has seeded."""
         raise NotImplementedError
 
     def fit(self, X, y=None):

@@ -46,7 +46,7 @@ def double_conv(in_channels: int, channels: int, middle: int | None = None, bias
 
 
 def resize(x: Tensor, scale: int = 2) -> Tensor:
-    """Bilinear upsampling with aligned corners, as in the official U-Net variants and TransUNet."""
+    """[B, C, H, W] to [B, C, sH, sW], bilinear with aligned corners, as in the official U-Net variants and TransUNet."""
     return F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=True)
 
 
@@ -83,6 +83,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(widths[0], num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images [B, in_channels, H, W] to logits [B, num_classes, H, W]."""
         check_divisible("UNet", tuple(x.shape[-2:]), self.divisor)
         skips = []
         for index, block in enumerate(self.down):
@@ -154,6 +155,7 @@ class TransUNet(nn.Module):
         self.head = nn.Conv2d(decoder_channels[-1], num_classes, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images [B, in_channels, H, W] to logits [B, num_classes, H, W]."""
         _check_built("TransUNet", x, self.image_size, "the position embeddings are")
         stem = self.encoder.stem[: self.encoder.stem_feat_idx + 1](x)
         x = self.encoder.stem[self.encoder.stem_feat_idx + 1 :](stem)
@@ -180,6 +182,7 @@ class PatchExpand(nn.Module):
         self.norm = nn.LayerNorm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, sH, sW, C']."""
         batch, height, width, _ = x.shape
         x = self.expand(x).view(batch, height, width, self.scale, self.scale, -1)
         return self.norm(x.permute(0, 1, 3, 2, 4, 5).reshape(batch, height * self.scale, width * self.scale, -1))
@@ -239,6 +242,7 @@ class SwinUNet(nn.Module):
         self.head = nn.Conv2d(embed_dim, num_classes, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images [B, in_channels, H, W] to logits [B, num_classes, H, W]."""
         _check_built("SwinUNet", x, self.image_size, "the attention masks are")
         x = self.proj_norm(self.proj(x).permute(0, 2, 3, 1))
         skips = []

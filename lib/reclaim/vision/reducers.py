@@ -20,7 +20,6 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
-from reclaim.errors import InputError
 from reclaim.vision.autoencoder import AutoencoderNetwork, ImageAutoencoder, Shape, count_parameters
 from reclaim.vision.transformer_dr import TransformerDR
 
@@ -88,6 +87,7 @@ class PlainAutoencoder(SizedAutoencoder):
     """Fully connected: p -> h -> h/2 -> d -> h/2 -> h -> p with GELU between, h even."""
 
     def build_network(self, image_shape: Shape) -> AutoencoderNetwork:
+        """The network whose width comes nearest to `target_parameters`."""
         pixels, d = int(np.prod(image_shape)), self.n_components
 
         def size(half: int) -> int:
@@ -102,6 +102,8 @@ class PlainAutoencoder(SizedAutoencoder):
 
 
 class PlainNetwork(AutoencoderNetwork):
+    """The fully connected network; `width` is h."""
+
     def __init__(self, image_shape: Shape, n_components: int, width: int):
         super().__init__()
         self.image_shape, pixels = image_shape, int(np.prod(image_shape))
@@ -109,12 +111,15 @@ class PlainNetwork(AutoencoderNetwork):
         self.decoder = _stack(nn.Linear, (n_components, width // 2, width, pixels))
 
     def encode(self, images: Tensor) -> Tensor:
+        """Images (B, H, W, C) to codes (B, d)."""
         return self.encoder(images.flatten(1))
 
     def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, d) to images (B, H, W, C)."""
         return self.decoder(codes).view(-1, *self.image_shape)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Rebuild images (B, H, W, C)."""
         return self.decode(self.encode(images))
 
 
@@ -122,6 +127,7 @@ class ConvAutoencoder(SizedAutoencoder):
     """Three 3 x 3 convolutions of stride 2 (a, 2a and about 4a channels, GELU), a linear code, and their mirror."""
 
     def build_network(self, image_shape: Shape) -> AutoencoderNetwork:
+        """The network whose channels come nearest to `target_parameters`."""
         candidates: list[tuple[float, int, tuple[int, int, int]]] = []
         for a in range(1, 1024):
             # The number of parameters is linear in the last width.
@@ -140,6 +146,8 @@ class ConvAutoencoder(SizedAutoencoder):
 
 
 class ConvNetwork(AutoencoderNetwork):
+    """The convolutional network; `channels` are those behind each convolution."""
+
     def __init__(self, image_shape: Shape, n_components: int, channels: tuple[int, int, int]):
         super().__init__()
         height, width, depth = image_shape
@@ -155,13 +163,16 @@ class ConvNetwork(AutoencoderNetwork):
         self.decoder = _stack(lambda *pair: ups.pop(0)(*pair), (*channels[::-1], depth))
 
     def encode(self, images: Tensor) -> Tensor:
+        """Images (B, H, W, C) to codes (B, d)."""
         return self.to_code(nn.functional.gelu(self.encoder(images.permute(0, 3, 1, 2))).flatten(1))
 
     def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, d) to images (B, H, W, C)."""
         grid = nn.functional.gelu(self.from_code(codes)).view(-1, *self.grid)
         return self.decoder(grid).permute(0, 2, 3, 1)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Rebuild images (B, H, W, C)."""
         return self.decode(self.encode(images))
 
 
@@ -235,10 +246,8 @@ def _tsne(d, seed, options):
 
 
 def _umap(d, seed, options):
-    try:
-        from umap import UMAP
-    except ImportError:
-        raise InputError("methods: umap", "no package umap-learn", "it", "Run `pip install umap-learn`.") from None
+    from umap import UMAP
+
     return UMAP(n_neighbors=15, min_dist=0.1, n_components=d, random_state=seed, n_jobs=1)
 
 

@@ -76,6 +76,7 @@ class DWConv(nn.Module):
         self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C], the same."""
         return self.dwconv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -89,6 +90,7 @@ class ShiftMLP(nn.Module):
         self.fc2 = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C], the same."""
         x = self.fc1(axial_shift(x, dim=1))
         x = F.gelu(self.dwconv(x))
         return self.fc2(axial_shift(x, dim=2))
@@ -103,6 +105,7 @@ class ShiftBlock(nn.Module):
         self.mlp = ShiftMLP(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C], the same."""
         return x + self.mlp(self.norm2(x))
 
 
@@ -116,6 +119,7 @@ class ChannelMLP(nn.Module):
         self.fc2 = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C], the same."""
         return self.fc2(F.gelu(self.dwconv(self.fc1(x))))
 
 
@@ -166,6 +170,7 @@ class PCASMLP(nn.Module):
         self.mlp = ChannelMLP(channels, depthwise)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C], the same."""
         v = F.gelu(self.norm2(self.fc_in(self.multi_scale(self.norm1(x)))))
         branches = []
         for linear, dim in ((self.fc_width, 2), (self.fc_height, 1)):
@@ -175,7 +180,7 @@ class PCASMLP(nn.Module):
         return y + self.mlp(self.norm4(y))
 
     def multi_scale(self, u: Tensor) -> Tensor:
-        """Give p, the input with its parallel convolutions."""
+        """Give p, the input [B, H, W, C] with its parallel convolutions."""
         parts = [u, *(convolution(u) for convolution in self.parallel.values())]
         return sum(parts[1:], u) if self.fuse is None else self.fuse(torch.cat(parts, dim=-1))
 
@@ -199,6 +204,7 @@ class SwinPair(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C], the same."""
         for block in self:
             assert isinstance(block, SwinTransformerBlock)
             # Torch's fused attention, which timm leaves off, is faster without gradients (and not with them).
@@ -222,6 +228,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, H / 2, W / 2, C']."""
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
@@ -328,6 +335,7 @@ class STMUNet(nn.Module):
             pair.set_input_size(self._resolution(int(level)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images [B, in_channels, H, W] to logits [B, num_classes, H, W]."""
         size = tuple(x.shape[-2:])
         check_divisible("STMUNet", size, self.divisor)
         if self.skips and size != self.image_size:

@@ -84,6 +84,7 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(mlp_ratio * embed_dim, embed_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N, D), the same."""
         if self.attention:
             tokens = tokens + self._attend(self.norm1(tokens))
         return tokens + self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
@@ -160,6 +161,7 @@ class TransformerAutoencoder(AutoencoderNetwork):
         return self.encoder(tokens)
 
     def encode(self, images: Tensor) -> Tensor:
+        """Images (B, H, W, C) to codes (B, d)."""
         tokens = self.encoder_tokens(images)
         if self.pool == "mean":
             return self.to_code(tokens.mean(1))
@@ -168,6 +170,7 @@ class TransformerAutoencoder(AutoencoderNetwork):
         return self.to_code(tokens.flatten(1))
 
     def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, d) to images (B, H, W, C)."""
         if self.pool == "token" and not self.linear_decoder:
             codes = codes.reshape(len(codes), self.num_tokens, -1)
         tokens = self.from_code(codes).reshape(len(codes), self.num_tokens, -1)
@@ -179,6 +182,7 @@ class TransformerAutoencoder(AutoencoderNetwork):
         return unpatchify(tokens, self.patch_size, self.padded)[:, :height, :width]
 
     def forward(self, images: Tensor) -> Tensor:
+        """Rebuild images (B, H, W, C)."""
         return self.decode(self.encode(images))
 
 
@@ -258,6 +262,7 @@ class TransformerDR(ImageAutoencoder):
         return cls(n_components, **{**PRESETS[name], **changes})
 
     def build_network(self, image_shape: Shape) -> TransformerAutoencoder:
+        """The network for images of a shape; raises InputError for parameters that do not fit each other or the shape."""
         height, width, _ = image_shape
         if self.pool not in ("flatten", "mean", "token"):
             raise InputError("TransformerDR(pool=...)", repr(self.pool), "flatten, mean or token")

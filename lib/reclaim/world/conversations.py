@@ -179,6 +179,7 @@ class Asked:
 
     @property
     def entity(self) -> bool:
+        """Whether the answer is an album or a song."""
         return self.relation in ("ordinal", "best", "next", "single")
 
 

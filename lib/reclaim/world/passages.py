@@ -53,10 +53,12 @@ class Passage:
 
     @property
     def title(self) -> str:
+        """`Name (type)`."""
         return f"{self.name} ({self.type})"
 
     @property
     def text(self) -> str:
+        """The sentences of the facts."""
         return " ".join(f"Its {word} is {value}." for _, word, value in self.facts)
 
 
@@ -70,6 +72,7 @@ class FactWorld:
     passages: tuple[Passage, ...]
 
     def value(self, name: int, kind: int, attribute: int) -> str:
+        """The value of a thing's attribute."""
         return FACT_VALUES[self.values[name, kind, attribute]]
 
 

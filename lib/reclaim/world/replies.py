@@ -76,6 +76,7 @@ class Prompt(NamedTuple):
 
     @property
     def text(self) -> str:
+        """The words and the question mark."""
         return " ".join((*self.words, END))
 
 
