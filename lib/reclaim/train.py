@@ -157,7 +157,7 @@ def train(
     lower = PRECISIONS[recipe.precision]
     own = [parallel.rank()] if parallel.rank() else []
     several = parallel.world_size() > 1
-    compute = parallel.distributed(model, loss_function) if several else loss_function
+    compute: Any = parallel.distributed(model, loss_function) if several else loss_function
     last_save = time.monotonic()
     with torch.random.fork_rng():
         for step in progress(range(start, recipe.num_train_steps)):

@@ -2,10 +2,11 @@
 
 In bfloat16 and float16, adding eps z and taking it away again does not give the weight back, and the rounding errors
 add up to a random walk larger than the training signal: 200 steps at learning rate 0 and eps 1e-3 move weights of 0.02
-by 1.1e-3 in bfloat16 and 1.4e-4 in float16 (rms; 1.7e-8 in float32). So the weight of a Linear or Embedding layer is replaced while
-that layer runs by w + eps z, computed in float32, rounded once, and held in one reused buffer of the largest such
-weight. Every other trainable tensor (norms, biases, and weights that a module reads without calling their layer, such
-as the output projection of torch's MultiheadAttention) is perturbed in place and put back from a saved copy.
+by 1.1e-3 in bfloat16 and 1.4e-4 in float16 (rms; 1.7e-8 in float32). So the weight of a Linear or Embedding layer is
+replaced while that layer runs by w + eps z, computed in float32, rounded once, and held in one reused buffer of the
+largest such weight. Every other trainable tensor (norms, biases, and weights that a module reads without calling their
+layer, such as the output projection of torch's MultiheadAttention) is perturbed in place and put back from a saved
+copy.
 
 A layer whose weight is ALSO read from outside its own forward would be seen unperturbed there. Tied layers are safe
 when each is called as a layer, which is how transformers ties embeddings.
