@@ -28,7 +28,11 @@ include: "rules/targets.smk"
 
 
 onstart:
-    if left_over := cancel_left_over(Path.cwd()):
+    try:
+        left_over = cancel_left_over(Path.cwd())
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+    if left_over:
         print(f"cancelled what an earlier run left in SLURM's queue: {' '.join(left_over)}", file=sys.stderr)
     write_json({"started": datetime.now(UTC).isoformat(timespec="seconds")}, STARTED)
 

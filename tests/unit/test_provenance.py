@@ -339,7 +339,7 @@ def test_snakemake_makes_a_damaged_entry_again(tmp_path, monkeypatch):
     def run(project: Path) -> str:
         command = [sys.executable, "-m", "snakemake", "-c1", "--cache", "--quiet", "all", "--directory", str(project)]
         result = subprocess.run(
-            [*command, "--snakefile", str(project / "Snakefile")], capture_output=True, text=True, timeout=120
+            [*command, "--snakefile", str(project / "Snakefile")], capture_output=True, text=True, timeout=600
         )
         assert result.returncode == 0, result.stderr
         assert (project / "results/final.txt").read_text() == "weightstable"
