@@ -97,7 +97,6 @@ def test_gates_have_their_figures(outcome):
 def test_a_run_is_a_function_of_its_seed(data, outcome, tmp_path):
     again = run(SPEC, 7, data=data, device="cpu", state_dir=tmp_path / "state")
     assert again["metrics"] == outcome["metrics"] and again["items"] == outcome["items"]
-    assert not list((tmp_path / "state").iterdir())
     other = run({**SPEC, "arms": ARMS[:1]}, 8, data=data, device="cpu", state_dir=tmp_path / "state")
     assert used_labels(other) != used_labels(outcome)
 
@@ -160,8 +159,7 @@ def test_models_from_a_folder_are_searched_and_trained(data, tmp_path):
 
     def stop(found):
         units.extend(found)
-        (folder,) = tmp_path.glob("model-*")
-        folder.rename(kept)
+        (tmp_path / "model").rename(kept)
         return []
 
     run(SPEC, 7, data=data, device="cpu", state_dir=tmp_path, progress=stop)

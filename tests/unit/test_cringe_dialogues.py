@@ -37,6 +37,18 @@ def test_build_it_break_it(tmp_path):
     assert found == [("", "nice", POSITIVE), ("", "vile", NEGATIVE)]
 
 
+def test_only_line_feeds_end_a_line(tmp_path):
+    content = "text:hi\u2028you\x85fool\tlabels:__notok__\n"
+    assert local(tmp_path, content, format="parlai") == [("", "hi\u2028you\x85fool", NEGATIVE)]
+
+
+def test_a_branch_of_the_hub_is_no_revision():
+    spec = {"kind": "dialogues", "source": "hub", "splits": {"train": "train"}, "speakers": ["a"], "id": "b/c"}
+    check_spec({**spec, "revision": "0" * 40}, "data.x")
+    with pytest.raises(InputError, match="commit"):
+        check_spec({**spec, "revision": "main"}, "data.x")
+
+
 def test_decode_turns(tmp_path):
     lines = [
         {"turns": [{"text": "i have a dog"}, {"text": "nice"}, {"text": "i have no dog"}], "is_contradiction": True},

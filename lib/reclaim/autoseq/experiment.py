@@ -10,10 +10,8 @@ sentences of that class and of others, read from the test rows' column `comment`
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,8 +29,8 @@ from reclaim.data import load_info, load_split
 from reclaim.errors import InputError
 from reclaim.io import atomic_path, read_json, write_json
 from reclaim.models import load, load_tokenizer
-from reclaim.provenance import fingerprint
 from reclaim.sampling import evaluation_sample
+from reclaim.state import begin_state
 from reclaim.tokenization import train_tokenizer
 from reclaim.train import Recipe
 
@@ -61,34 +59,26 @@ def run(
     with `eval_steps`; `num_train_epochs`), `rerank_recipe`, `arms`, and either `corpus`, `model`, `pretraining` (one token a
     word, or `vocab_size`) or `models` (`search`, `tuning`).
     data: the canonical folder of each data set, and the model folder of each name in `models`. Finished splits and the
-    pre-trained model are kept in `state_dir` until the experiment is done.
+    pre-trained model stay in `state_dir`, from which a run that was stopped goes on.
 
     Raises `InputError` for what does not exist or does not fit.
     """
     state_dir = Path(state_dir)
+    begin_state(state_dir, spec, seed, data, __name__, device=device)
     tasks = [_task(entry, data) for entry in spec["tasks"]]
-    names = [each["data"] for entry in spec["tasks"] for each in (entry, *entry.get("more_tests", []))]
-    names += [spec["corpus"]] if "corpus" in spec else []
-    identity = json.dumps([dict(spec), seed, [load_info(data[name])["sha256"] for name in names]], sort_keys=True)
-    identity += fingerprint("reclaim.autoseq.experiment")
-    key = hashlib.sha256(identity.encode()).hexdigest()[:24]
-    models, outcome = _models(spec, seed, data, device, state_dir / f"model-{key}", run=key)
+    models, outcome = _models(spec, seed, data, device, state_dir / "model")
     for task in tasks:
         outcome["metrics"] += _language_check(task, models, spec["search"].get("terminator", "end"))
     units = [(entry, task, number) for entry, task in zip(spec["tasks"], tasks, strict=True)
              for number in range(spec["few_shot"].get("sets", 1))]  # fmt: skip
-    files = []
     for place, (entry, task, number) in enumerate(progress(units)):
-        files.append(state_dir / f"split-{key}-{place}.json")
-        if not files[-1].exists():
-            split = Split(task, models, spec, seed, number, files[-1].with_suffix(".train"))
-            write_json(_run_split(split, spec["arms"], entry), files[-1])
-        done = read_json(files[-1])
+        path = state_dir / f"split-{place}.json"
+        if not path.exists():
+            split = Split(task, models, spec, seed, number, path.with_suffix(".train"))
+            write_json(_run_split(split, spec["arms"], entry), path)
+        done = read_json(path)
         for kind in KINDS:
             outcome[kind] += done.get(kind, [])
-    for path in files:
-        path.unlink(missing_ok=True)
-    shutil.rmtree(state_dir / f"model-{key}", ignore_errors=True)
     return outcome
 
 
@@ -124,7 +114,7 @@ def _task(entry: Mapping[str, Any], data: Mapping[str, Path]) -> Task:
 # --------------------------------------------------------------------------------------------------------------- models
 
 
-def _models(spec, seed: int, data, device, folder: Path, run: str) -> tuple[Models, dict[str, list]]:
+def _models(spec, seed: int, data, device, folder: Path) -> tuple[Models, dict[str, list]]:
     outcome: dict[str, list] = {kind: [] for kind in KINDS}
     if ("models" in spec) == ("corpus" in spec):
         expected = "`models`, or `corpus` with `model` and `pretraining`"
@@ -135,7 +125,7 @@ def _models(spec, seed: int, data, device, folder: Path, run: str) -> tuple[Mode
         tuned = searched if folders[0] == folders[1] else load(folders[1], "seq2seq").to(device)
         return Models(searched, tuned, load_tokenizer(folders[0])), outcome
     if not (folder / "record.json").exists():
-        _pretrain(spec, seed, data, device, folder, run)
+        _pretrain(spec, seed, data, device, folder)
     record = read_json(folder / "record.json")
     outcome["metrics"] = record["metrics"]
     outcome["curves"], outcome["costs"] = record["curves"], record["costs"]
@@ -143,7 +133,7 @@ def _models(spec, seed: int, data, device, folder: Path, run: str) -> tuple[Mode
     return Models(model, model, load_tokenizer(folder)), outcome
 
 
-def _pretrain(spec, seed: int, data, device, folder: Path, run: str) -> None:
+def _pretrain(spec, seed: int, data, device, folder: Path) -> None:
     """Pre-train the model of `spec` and save it with its tokenizer and the record of its training."""
     corpus = load_split(data[spec["corpus"]], "train")
     texts = [corpus["text"]]
@@ -161,7 +151,7 @@ def _pretrain(spec, seed: int, data, device, folder: Path, run: str) -> None:
     started, cpu = time.perf_counter(), time.process_time()
     state = folder.with_suffix(".state")
     first, second = (corpus["sentence"], corpus["comment"]) if "comment" in corpus else (corpus["text"], None)
-    history = pretrain_spans(model, tokenizer, first, second, recipe, seed=seed, state_path=state, run=run, **extra)
+    history = pretrain_spans(model, tokenizer, first, second, recipe, seed=seed, state_path=state, **extra)
     variant = {"corpus": spec["corpus"], "steps": recipe.num_train_steps}
 
     def row(metric: str, value: float, n: int, unit: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from reclaim.seeding import derive
 
 GoodProbability = Callable[[Sequence[str], Sequence[str]], Any]
 """(prompts, replies) -> probability that each reply is good."""
-GENERATE_KEYS = {"num_beams", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "temperature"}
 
 
 def reply(
@@ -36,7 +35,7 @@ def reply(
     """One reply to each prompt, as text without special tokens (`num_return_sequences` of them where it is given).
 
     With `sample` the whole distribution is sampled (temperature 1 unless `options` say otherwise); else greedy, or by beams
-    with `num_beams`. `options` are those of `GENERATE_KEYS`. A batch's draws depend on the seed and its place only.
+    with `num_beams`. `options` go to `generate` of transformers. A batch's draws depend on the seed and its place only.
     """
     seq2seq = model.config.is_encoder_decoder
     replies: list[str] = []

@@ -27,17 +27,18 @@ from typing import Any
 import pandas as pd
 
 from reclaim.cringe.utterances import LABELS, Reply, is_boring, split_utterance, without_mark
-from reclaim.data_local import expand_path, sha256
+from reclaim.data_local import expand_path
+from reclaim.data_spec import check_keys
 from reclaim.errors import InputError
-from reclaim.io import atomic_path, write_json, write_parquet
+from reclaim.io import atomic_path, sha256, write_json, write_parquet
 
 KIND = "dialogues"
 NAMES = ("negative", "positive", "unlabelled")
 NUMBERS = {"neg": 0, "pos": 1, None: 2}
 SPLITS = ("train", "dev", "test")
-KEYS = {
-    "hub": {"id", "revision", "path", "name", "splits", "first", "speakers", "history_turns"},
-    "local": {"format", "files", "task", "round", "one_line"},
+SOURCES = {
+    "hub": ({"splits", "speakers"}, {"id", "revision", "path", "name", "first", "history_turns"}),
+    "local": ({"format", "files"}, {"task", "round", "one_line"}),
 }
 FORMATS = ("parlai", "build_it_break_it", "multi_turn_safety", "decode", "dnli", "fits", "convai2")
 HUMANS = ("YOU", "Speaker 1")
@@ -47,16 +48,11 @@ OFFICIAL_SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 
 def check_spec(spec: Mapping[str, Any], place: str) -> None:
     """Check an entry of `data:` whose kind is `dialogues` without touching a file; raises InputError."""
-    source = spec.get("source")
-    if source not in KEYS:
-        raise InputError(f"{place}.source", repr(source), f"one of {', '.join(KEYS)}")
-    for key in sorted(set(spec) - KEYS[source] - {"kind", "source"}):
-        raise InputError(f"{place}.{key}", "an unknown key", f"one of {', '.join(sorted(KEYS[source]))}")
+    check_keys(spec, place, SOURCES)
+    source = spec["source"]
     splits = spec.get("splits" if source == "hub" else "files")
     if not isinstance(splits, Mapping) or not splits or not set(splits) <= set(SPLITS):
         raise InputError(f"{place}.splits or files", repr(splits), "some of train, dev and test")
-    if source == "hub" and ({"id", "revision"} <= set(spec)) == ("path" in spec):
-        raise InputError(place, f"keys {sorted(spec)}", "either id with revision, or path (a downloaded copy)")
     if source == "hub" and not spec.get("speakers"):
         raise InputError(f"{place}.speakers", repr(spec.get("speakers")), "columns whose lists of turns alternate")
     if source == "local" and spec.get("format") not in FORMATS:
@@ -125,7 +121,7 @@ def turn_replies(row: Mapping[str, Any], spec: Mapping[str, Any]) -> Iterator[Re
     for number in range(max(map(len, lists))):
         for turns in lists:
             if number < len(turns):
-                kept = before[-spec["history_turns"] :] if "history_turns" in spec else before
+                kept = before[max(0, len(before) - spec.get("history_turns", len(before))) :]
                 yield Reply("\n".join(kept), turns[number], None)
                 before.append(turns[number])
 
@@ -135,6 +131,8 @@ def _local(spec: Mapping[str, Any], place: str) -> Iterator[tuple[str, list[Repl
         path = expand_path(text, f"{place}.files.{split}")
         try:
             yield split, list(_replies(spec, split, path))
+        except InputError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             found = f"{type(error).__name__}: {error}"
             raise InputError(str(path), found, f"a file of the format {spec['format']}") from None
@@ -165,13 +163,18 @@ def _json_rows(content: str) -> list[Mapping[str, Any]]:
     """The objects of JSON lines, or of one list, which Dialogue NLI's `.jsonl` files are."""
     if content.lstrip().startswith("["):
         return json.loads(content)
-    return [json.loads(line) for line in content.splitlines() if line.strip()]
+    return [json.loads(line) for line in _lines(content)]
+
+
+def _lines(content: str) -> list[str]:
+    """The lines with something on them. A text may have other characters at which `str.splitlines` breaks (U+2028)."""
+    return [line for line in content.split("\n") if line.strip()]
 
 
 def _numbered_lines(content: str) -> Iterator[Reply]:
     """ConvAI2: a dialogue begins at line 1; lines without a tab are the persona, others a message, the reply, candidates."""
     before: list[str] = []
-    for line in content.splitlines():
+    for line in _lines(content):
         number, _, rest = line.partition(" ")
         if int(number) == 1:
             before = []
@@ -207,7 +210,7 @@ def _judged_turns(dialog: Sequence[Mapping[str, Any]]) -> Iterator[Reply]:
 
 def _utterances(spec: Mapping[str, Any], split: str, path: Path) -> Iterator[tuple[str, str]]:
     if spec["format"] == "parlai":
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in _lines(path.read_text(encoding="utf-8")):
             fields = dict(part.split(":", 1) for part in line.split("\t") if ":" in part)
             if fields:
                 yield fields["text"].replace("\\n", "\n"), LABELS[fields["labels"]]

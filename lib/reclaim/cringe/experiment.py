@@ -25,7 +25,7 @@ from reclaim import models
 from reclaim.cringe.decoding import reply
 from reclaim.cringe.director import as_director, director_class
 from reclaim.cringe.judges import make_judge
-from reclaim.cringe.measures import evaluate, judged
+from reclaim.cringe.measures import evaluate, judged, reply_options
 from reclaim.cringe.parts import Part, arm_parts, choose_rows, judged_rows, row_polarity
 from reclaim.cringe.rows import Rows, encode_rows, mixture_batches
 from reclaim.cringe.training import check_output_layer, fit
@@ -33,8 +33,8 @@ from reclaim.cringe.utterances import Reply, balanced_replies
 from reclaim.errors import InputError
 from reclaim.io import atomic_path, read_json, write_json, write_parquet
 from reclaim.outcome import stretches
-from reclaim.provenance import fingerprint
 from reclaim.seeding import derive
+from reclaim.state import begin_state
 from reclaim.tokenization import train_tokenizer
 from reclaim.train import Recipe
 
@@ -122,16 +122,10 @@ class _Study:
 
     def prepare(self) -> None:
         """Make the state folder, or empty one of another job; get the language model, judges, tests and mixture ready."""
-        self.state_dir.mkdir(parents=True, exist_ok=True)
-        infos = {name: Path(folder) / "dataset.json" for name, folder in self.data.items()}
-        sources = {name: read_json(path)["sha256"] if path.exists() else str(path) for name, path in infos.items()}
-        parts = (dict(self.spec), self.seed, self.iteration, sources, fingerprint(__name__))
-        self.run = f"{derive(self.seed, *map(repr, parts)):x}"
-        path = self.state_dir / "identity.json"
-        if not path.exists() or read_json(path) != self.run:
-            for old in self.state_dir.iterdir():
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-            write_json(self.run, path)
+        spec, data = {**self.spec, "iteration": self.iteration}, dict(self.data)
+        if self.previous is not None:
+            data["what the iteration before left"] = self.previous
+        begin_state(self.state_dir, spec, self.seed, data, __name__, device=self.device)
         source = self.spec["model"]
         self.family = "causal" if "config" in source else models.model_family(self.data[source["name"]])
         self.tests = {name: self.rows_of(entry, name) for name, entry in self.spec["tests"].items()}
@@ -194,7 +188,7 @@ class _Study:
         batches = mixture_batches(parts, recipe.per_device_train_batch_size, pad, derive(self.seed, "mixture", at))
         history = fit(
             model, method, batches, recipe, settings, seed=derive(self.seed, "arm", at),
-            state_path=self.state_dir / f"{name}.train", run=f"{self.run} {name}", progress=self.progress,
+            state_path=self.state_dir / f"{name}.train", run=name, progress=self.progress,
             after_step=lambda step: clock.append(time.perf_counter()),
         )  # fmt: skip
         return history.loss, clock
@@ -233,8 +227,7 @@ class _Study:
                 settings = self.spec["evaluation"]
                 said = reply(
                     self.load(self._start_folder(start)), self.tokenizer, frame["text"].tolist(), seed=seed,
-                    sample=settings.get("sample", True), max_new_tokens=settings["max_new_tokens"],
-                    **settings.get("generate", {}),
+                    sample=settings.get("sample", True), **reply_options(settings, self.encoding),
                 )  # fmt: skip
                 table = judged(frame, said, self.judges, None)
                 good = np.where(table["labeller"] >= 0.5, "pos", "neg")

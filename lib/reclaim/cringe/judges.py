@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-FEATURES = ("reply", "pair")
-
 
 class WordJudge:
     """Logistic regression on which words a reply has (`reply`), or which words of prompt and reply meet (`pair`, as well).

@@ -45,7 +45,7 @@ def evaluate(
     for real text. `how` is the arm's way to decode, `encoding` the options of `encode_rows`.
     """
     good = judges["labeller"].good_probability
-    options = {"max_new_tokens": settings["max_new_tokens"], **settings.get("generate", {})}
+    options = reply_options(settings, encoding)
     provoking = tests["provoking"]
     prompts = provoking["text"].tolist()
     said = decode(model, tokenizer, prompts, how, good, seed, sample=settings.get("sample", True), **options)
@@ -59,6 +59,12 @@ def evaluate(
             found = reply(model, tokenizer, frame["text"].tolist(), seed=seed, sample=False, **options)
             rows += _f1(frame, found, "f1" if name == "benign" else f"f1_{name}")
     return rows, table
+
+
+def reply_options(settings: Mapping[str, Any], encoding: Mapping[str, Any]) -> dict[str, Any]:
+    """What `decoding.reply` takes of `settings` (see `evaluate`); prompts are cut as those that a model is trained on."""
+    limit = {"max_prompt": encoding["max_prompt"]} if "max_prompt" in encoding else {}
+    return {"max_new_tokens": settings["max_new_tokens"], **limit, **settings.get("generate", {})}
 
 
 def judged(frame: pd.DataFrame, said: Sequence[str], judges: Mapping[str, Any], task: str | None) -> pd.DataFrame:
