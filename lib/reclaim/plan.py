@@ -117,9 +117,15 @@ def masking_name(masking: dict) -> str:
     parts = [masking["scheme"], f"{masking['corruption']:g}"]
     if masking.get("prediction", masking["corruption"]) != masking["corruption"]:
         parts.append(f"{masking['prediction']:g}")
-    if masking.get("replacement", "mask") != "mask":
-        parts.append(masking["replacement"])
+    if _replacement_name(masking) != "mask":
+        parts.append(_replacement_name(masking))
     return "-".join(parts)
+
+
+def _replacement_name(masking: dict) -> str:
+    """`mask`, `80-10-10`, or the shares of mask, random and same: `0.875-0.125-0`."""
+    replacement = masking.get("replacement", "mask")
+    return replacement if isinstance(replacement, str) else "-".join(f"{share:g}" for share in replacement)
 
 
 def _checkpoints(config: dict, experiment: dict, seed: int):
@@ -149,7 +155,7 @@ def checkpoint_variant(checkpoint: dict) -> dict:
     if "corruption" in masking:
         variant["corruption"] = masking["corruption"]
         variant["prediction"] = masking.get("prediction", masking["corruption"])
-        variant["replacement"] = masking.get("replacement", "mask")
+        variant["replacement"] = _replacement_name(masking)
     return variant
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from reclaim.cringe import experiment
-from reclaim.cringe.decoding import Pacer, reply
+from reclaim.cringe.decoding import Pacer, decode, reply
 from reclaim.cringe.director import as_director, director_class
-from reclaim.cringe.judges import WordJudge
+from reclaim.cringe.judges import HubJudge, WordJudge
 from reclaim.cringe.parts import arm_parts, choose_rows
 from reclaim.cringe.rows import encode_rows, mixture_batches
 from reclaim.cringe.training import check_output_layer, fit
@@ -240,6 +240,64 @@ def test_replies_do_not_depend_on_the_global_stream_and_pacer_keeps_to_the_top(m
     scores = pacer(ids, torch.randn(1, base.config.vocab_size, generator=torch.Generator().manual_seed(0)))
     assert int((scores > -math.inf).sum()) == 3
     assert float(scores.exp().sum()) == pytest.approx(1.0)
+
+
+def test_without_sampling_the_judge_chooses_among_the_beams(model):
+    base, tokenizer = model
+    prompts, seen = ["a ?", "b c d ?"], []
+    options = {"max_new_tokens": 3, "num_beams": 4, "sample": False, "no_repeat_ngram_size": 1}
+
+    def good(asked, texts):
+        seen.append(list(zip(asked, texts, strict=True)))
+        return [len(seen) == 3 for _ in texts]  # the third beam of each
+
+    chosen = decode(base, tokenizer, prompts, {"rerank": 4}, good, 0, **options)
+    assert len(seen) == 4 and [[prompt for prompt, _ in draw] for draw in seen] == [prompts] * 4
+    assert chosen == [text for _, text in seen[2]]
+    assert len({draw[1][1] for draw in seen}) > 1
+    assert [text for _, text in seen[0]] == reply(base, tokenizer, prompts, seed=0, **options)
+    asked = []
+    how = {"pacer": 1.0}
+    decode(base, tokenizer, prompts, how, lambda each, texts: asked.extend(each) or [0.5] * len(texts), 0, **options)
+    per_step = 4 * base.config.vocab_size  # beams, and candidates of each
+    assert asked[: 2 * per_step] == ["a ?"] * per_step + ["b c d ?"] * per_step
+
+
+def test_the_end_of_a_long_prompt_is_what_is_replied_to(model):
+    base, tokenizer = model
+    long, short = "a a a a b c ?", "b c ?"
+    options = {"seed": 0, "max_new_tokens": 4, "sample": False, "max_prompt": 3}
+    assert reply(base, tokenizer, [long], **options) == reply(base, tokenizer, [short], **options)
+
+
+@pytest.mark.parametrize("settings", [{"bad_label": "no"}, {"good_label": "yes"}, {}])
+def test_a_hub_judge_reads_the_prompt_where_it_is_asked_to(tmp_path, settings):
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    tokenizer = train_tokenizer("roberta", ["a b c d"])
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    labels = {"id2label": {0: "no", 1: "maybe", 2: "yes"}, "label2id": {"no": 0, "maybe": 1, "yes": 2}}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = RobertaConfig(vocab_size=len(tokenizer), initializer_range=1.0, pad_token_id=1, **sizes, **labels)
+        classifier = RobertaForSequenceClassification(config).eval()
+    classifier.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    prompts, replies = ["a b", "c"], ["d", "d"]
+    alone, both = (HubJudge(tmp_path, features=features, **settings) for features in ("reply", "pair"))
+    values = alone.good_probability(prompts, replies)
+    assert values[0] == pytest.approx(values[1])
+    found = both.good_probability(prompts, replies)
+    assert found[0] != pytest.approx(found[1])
+    with torch.no_grad():
+        logits = classifier(**tokenizer("a b", "d", return_tensors="pt")).logits[0]
+    shares = logits.softmax(-1)
+    expected = {"bad_label": 1 - shares[0], "good_label": shares[2]}.get(
+        next(iter(settings), ""), 1 - logits.sigmoid().max()
+    )
+    assert found[0] == pytest.approx(float(expected), abs=1e-6)
+    with pytest.raises(InputError, match="bad_label"):
+        HubJudge(tmp_path, bad_label="wrong")
 
 
 @pytest.mark.parametrize("method", ["ce", "cringe", "unlikelihood", "director", "kto"])

@@ -56,6 +56,7 @@ def test_masking_names_differ_where_the_masking_does():
         {"scheme": "uniform", "corruption": 0.401},
         {"scheme": "uniform", "corruption": 0.4, "prediction": 0.2},
         {"scheme": "uniform", "corruption": 0.4, "replacement": "80-10-10"},
+        {"scheme": "uniform", "corruption": 0.4, "replacement": [0.875, 0.125, 0.0]},
         {"scheme": "span", "corruption": 0.4},
     ]
     assert len({masking_name(masking) for masking in maskings}) == len(maskings)
