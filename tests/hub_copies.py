@@ -24,7 +24,6 @@ TRAIN_VALIDATION_TEST = ("train", "validation", "test")
 PAIR = {"premise": TEXT, "hypothesis": TEXT}
 GLUE_PAIR = {"sentence1": TEXT, "sentence2": TEXT, "idx": INT}
 FALSE_TRUE = ["False", "True"]
-TWEETS = ("cardiffnlp/tweet_eval", TRAIN_VALIDATION_TEST)
 FAULTS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 JIGSAW = "tcapelle/jigsaw-toxic-comment-classification-challenge"
 DIGITS = {"image": IMAGE, "label": [str(digit) for digit in range(10)]}
