@@ -22,6 +22,9 @@ from reclaim.alce.world_data import IRRELEVANT, shorten, world_demos
 from reclaim.encoders import TextEncoder
 from reclaim.errors import InputError
 from reclaim.models import build, load
+from reclaim.outcome import read_outcomes, write_outcome
+from reclaim.report.figures_alce import SYSTEM
+from reclaim.report.system import SystemTables
 from reclaim.retrieval import build_index
 from reclaim.tokenization import model_vocab_size, train_tokenizer
 from reclaim.world.passages import TASKS, draw_questions, draw_world, entails, stated_facts
@@ -268,10 +271,41 @@ def test_answers_are_read_and_their_fluency_is_measured_by_models(tmp_path):
     found = run(spec | more, 3, data=data, state_dir=tmp_path / "more")["metrics"].set_index("metric")
     assert {"qa_em", "qa_f1", "qa_hit"} <= set(found.index) - set(plain.index)
     assert found.loc["mauve", "value"] != plain.loc["mauve", "value"]
+    assert not any("generator" in variant for variant in found["variant"])
     load(data["gpt2"], "causal").save_pretrained(tmp_path / "no head")
     tokenizer.save_pretrained(tmp_path / "no head")
     with pytest.raises(InputError, match="no weights for qa_outputs"):
         load_reader(tmp_path / "no head")
+
+
+def test_a_model_of_the_hub_reads_official_prompts_and_stands_in_the_report_by_its_name(tmp_path):
+    data = world_data(tmp_path, "asqa")
+    own = load_prompts("asqa", "default", demos=world_demos("asqa", "default", num_names=10))
+    (tmp_path / "official").mkdir()
+    (tmp_path / "official" / "asqa_default.json").write_text(json.dumps(vars(own)))
+    sources.materialize(
+        {"kind": "prompt_files", "source": "local", "path": str(tmp_path / "official")}, tmp_path / "prompts"
+    )
+    for part in (build_pointer(TOKENIZER, 1, LANGUAGE), TOKENIZER):
+        part.save_pretrained(tmp_path / "hub")
+    data |= {"prompts": tmp_path / "prompts", "pointer-13b": tmp_path / "hub"}
+    generator = {"source": "model", "model": "pointer-13b", "sampling": {"temperature": 0, "max_new_tokens": 30}}
+    systems = [{"system": ["vanilla", "top_passage"], "retriever": "dense", "shot": 1, "ndoc": [1, 5]}]
+    spec = spec_of(systems) | {"generator": generator, "prompts": "prompts"}
+    outcome = run(spec, 3, data=data, state_dir=tmp_path / "state")
+    without = {key: value for key, value in spec.items() if key != "prompts"}
+    plain = run(without, 3, data=data, state_dir=tmp_path / "plain")
+    pd.testing.assert_frame_equal(outcome["predictions"], plain["predictions"])
+    with pytest.raises(InputError, match="prompts.*'mine'"):
+        run(spec | {"prompts": "mine"}, 3, data=data, state_dir=tmp_path / "none")
+    key = {"paper": "alce", "experiment": "asqa_pointer", "seed": 3, "stage": "alce", "job": "j"}
+    write_outcome({name: value for name, value in outcome.items() if name != "costs"}, tmp_path / "out", **key)
+    empty = pd.DataFrame()
+    tables = SystemTables(empty, read_outcomes([tmp_path / "out"], "metrics"), empty, empty)
+    found = {exhibit.key: exhibit for exhibit in SYSTEM.exhibits(tables)}
+    assert {"citations-asqa_pointer", "correctness-asqa_pointer"} <= set(found) and found["retrieval"].rows
+    assert all("pointer-13b" in row[0] for row in found["correctness-asqa_pointer"].rows)
+    assert len(found["values"].rows) == 4 * 2 * 2
 
 
 def test_a_text_is_its_last_token_whatever_stands_beside_it(tmp_path):

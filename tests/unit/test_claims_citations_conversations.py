@@ -14,7 +14,7 @@ from reclaim.claims import decide, load_claims
 from reclaim.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
-METRICS = (*PER_ITEM, "mauve", "unsupported_statements", "agreement_recall_accuracy")
+METRICS = (*PER_ITEM, "mauve", "unsupported_statements", "agreement_recall_accuracy", "agreement_precision_accuracy")
 RECALL = {"bm25": 0.4, "dpr": 0.4, "oracle": 0.9}
 CLAIMS = load_claims(ROOT / "claims.yaml", ROOT / "schemas" / "claims.schema.json")
 

@@ -311,6 +311,13 @@ def test_a_bert_reader_goes_through_the_same_experiment(world, tiny_bert, tmp_pa
     }
     assert rows["bert-no-history-2", "changed_by_own_history"] == 0.0 and ("bert-2", "f1") in rows
     assert load_reader(tmp_path / "kept" / "bert-2").settings.max_seq_length == 90
+    key = {"paper": "convqa", "experiment": "quac", "seed": 0, "stage": "convqa", "job": "j"}
+    write_outcome({k: v for k, v in outcome.items() if k != "costs"}, tmp_path / "out", **key)
+    metrics, curves = (read_outcomes([tmp_path / "out"], name) for name in ("metrics", "curves"))
+    exhibits = SYSTEM.exhibits(SystemTables(pd.DataFrame(), metrics, pd.DataFrame(), curves))
+    found = {exhibit.key: exhibit for exhibit in exhibits}
+    assert [row[0] for row in found["protocols"].rows] == ["Auto-Gold", "Auto-Pred"]
+    assert "BERT, two turns, 2 steps" in [row[0] for row in found["readers"].rows] and found["agreement"].missing
 
 
 # ------------------------------------------------------------------------------------------------------------ experiment

@@ -122,6 +122,13 @@ def run(
     costs = [
         *clock.rows(),
         *({"variant": {"task": task}, "measure": k, "value": float(v), "unit": "count"} for k, v in requests.items()),
+        # Which one split the statements, since the trained one has to be there.
+        {
+            "variant": {"task": task, "splitter": split.name},
+            "measure": "sentence_splitter",
+            "value": 1.0,
+            "unit": "count",
+        },
         *_room_rows(task, {"generator": generator, "closed_book": closed_book}),
     ]
     return {

@@ -9,6 +9,7 @@ import math
 import struct
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from reclaim.report.accuracy import HOW, arms_exhibit, mean_text
 from reclaim.report.figures import Exhibit, Panel, Series, fixed, line_plot, mean_interval
@@ -16,6 +17,7 @@ from reclaim.report.system import Record, System, SystemTables, by_seed, group, 
 
 KEY = "alce"
 EXPERIMENTS = ("asqa", "systems", "qampari", "eli_five")
+"""Those of the small world, which come first; other overlays have others."""
 TASKS = {"asqa": "ASQA", "qampari": "QAMPARI", "eli5": "ELI5"}
 CORRECTNESS = {"asqa": "str_em", "qampari": "qampari_recall_5", "eli5": "claim_recall"}
 SCORES = {"str_em": "EM recall", "qampari_recall_5": "recall-5", "claim_recall": "claim recall"}
@@ -36,8 +38,9 @@ NAMES = {
     "top_passage": "first passage as the answer",
     "top_sentences": "its first sentence",
 }
+FURTHER = {"asqa": "", "systems": " (further systems)", "qampari": "", "eli_five": ""}
 # ChatGPT in the paper, per cent: (task, system, retriever) -> correctness, citation recall. The dense retriever is GTR there;
-# the lexical one is DPR for ASQA, BM25 for ELI5.
+# the lexical one is DPR for ASQA, BM25 for ELI5. Passages that come with the questions (`given`) are GTR's, for ELI5 BM25's.
 PAPER = {
     ("asqa", "vanilla", "bm25"): (36.1, 65.0),
     ("asqa", "vanilla", "dense"): (40.4, 73.6),
@@ -64,14 +67,18 @@ PAPER = {
 
 def exhibits(tables: SystemTables) -> list[Exhibit]:
     """Give what the section shows, in order."""
-    found = [record for name in EXPERIMENTS for record in tables.metric(name, "citation_recall")]
-    if not found:
+    experiments = _experiments(tables)
+    if not experiments:
         return [Exhibit("systems", "Systems", missing="no experiment of this study was chosen")]
-    shown: list[Exhibit] = []
-    for name in EXPERIMENTS:
-        if tables.metric(name, "citation_recall"):
-            shown += _systems(tables, name)
+    shown = [exhibit for name in experiments for exhibit in _systems(tables, name)]
     return [*shown, _passages(tables), _retrieval(tables), _judges(tables), _values(tables), _answers(tables)]
+
+
+def _experiments(tables: SystemTables) -> list[str]:
+    """Experiments that the run has, the small world's first."""
+    names = [] if tables.metrics.empty else sorted(set(tables.metrics["experiment"]))
+    ordered = [*EXPERIMENTS, *(name for name in names if name not in EXPERIMENTS)]
+    return [name for name in ordered if tables.metric(name, "citation_recall")]
 
 
 def _arms(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -85,6 +92,7 @@ def _label(record: Record) -> str:
     details = [keys["retriever"], f"{keys['ndoc']} passages"]
     details += [f"{keys['shot']} demonstrations"] if keys["shot"] else []
     details += ["light instruction"] if keys["prompt"] != "default" else []
+    details += [keys["generator"]] if "generator" in keys else []
     return f"{name} ({', '.join(details)})"
 
 
@@ -110,7 +118,7 @@ def _systems(tables: SystemTables, experiment: str) -> list[Exhibit]:
             arms_exhibit(
                 KEY,
                 f"{key}-{experiment}",
-                f"{title}: {TASKS[task]}" + (" (further systems)" if experiment == "systems" else ""),
+                f"{title}: {TASKS[task]}" + FURTHER.get(experiment, f" ({experiment})"),
                 _arms(records),
                 f"Statements whose citations support them, by {judged}." if not place else "Answers found in the text.",
                 score=score,
@@ -126,23 +134,36 @@ def _paper(record: Record, column: int) -> float:
     keys = record.keys
     if keys["ndoc"] not in (5, 10) or keys["prompt"] != "default":
         return math.nan
-    return PAPER.get((keys["task"], keys["system"], keys["retriever"]), (math.nan, math.nan))[column]
+    given = "bm25" if keys["task"] == "eli5" else "dense"
+    retriever = {"given": given, "gtr": "dense", "dpr": "bm25"}.get(keys["retriever"], keys["retriever"])
+    return PAPER.get((keys["task"], keys["system"], retriever), (math.nan, math.nan))[column]
 
 
 def _passages(tables: SystemTables) -> Exhibit:
     """Correctness and citations against the number of passages in the prompt."""
     title = "More passages in the prompt"
     lines: dict[str, dict[float, dict[int, float]]] = {}
-    for metric, label, judge in (("str_em", "EM recall", "model"), ("citation_recall", "citation recall", "exact")):
-        records = where(
-            tables.metric("asqa", metric), system="vanilla", retriever="dense", scoring="legacy", judge=judge, shot=0
+    own = bool(tables.metric("asqa", "str_em"))
+    experiment = "asqa" if own else "asqa_llama_two_chat"
+    keys: dict[str, Any] = {"retriever": "dense", "shot": 0} if own else {"retriever": "given", "shot": 2}
+    for metric, label, judge in (
+        ("str_em", "EM recall", "model"),
+        ("citation_recall", "citation recall", "exact" if own else "model"),
+    ):
+        found = where(
+            tables.metric(experiment, metric), system="vanilla", scoring="legacy", prompt="default", judge=judge
         )
+        records = where(found, **keys)
         by_number = group(records, lambda record: float(record.keys["ndoc"]))
         if len(by_number) > 1:
             lines[label] = {x: by_seed(by_number[x], 100) for x in sorted(by_number)}
     if not lines:
         return Exhibit("passages", title, missing="no two numbers of passages were chosen")
-    panel = Panel("answer from passages, dense retriever", "per cent", [Series(*line) for line in lines.items()])
+    panel = Panel(
+        f"answer from passages, {'dense retriever' if own else 'GTR'}",
+        "per cent",
+        [Series(*line) for line in lines.items()],
+    )
     numbers = sorted({x for values in lines.values() for x in values})
     rows = [
         (label, f"{x:g}", mean_text(values.values()), str(len(values)))
@@ -152,7 +173,7 @@ def _passages(tables: SystemTables) -> Exhibit:
     return Exhibit(
         key="passages",
         title=title,
-        caption=f"{HOW} ASQA-like questions, whose answers lie in different passages. The paper's ChatGPT has EM recall "
+        caption=f"{HOW} ASQA, whose questions have answers in different passages. The paper's ChatGPT has EM recall "
         "38.4, 39.6, 40.4 and citation recall 56.0, 72.8, 73.6 with 1, 3 and 5 passages.",
         svg=line_plot(f"{KEY}-passages", [panel], "passages", xticks=numbers),
         alt="; ".join(f"{row[0]} with {row[1]} passages: {row[2]}" for row in rows) + ".",
@@ -164,15 +185,20 @@ def _passages(tables: SystemTables) -> Exhibit:
 def _retrieval(tables: SystemTables) -> Exhibit:
     """Which share of the answers the first k passages of each retriever have."""
     title = "Retrieval quality"
-    panels, rows = [], []
-    for experiment in ("asqa", "qampari", "eli_five"):
+    panels: list[Panel] = []
+    rows: list[tuple[str, ...]] = []
+    drawn = set()
+    for experiment in _experiments(tables):
         lines: dict[str, dict[float, dict[int, float]]] = {}
         for k in (1, 3, 5, 20, 100):
             for name, records in group(
                 tables.metric(experiment, f"answer_recall_at_{k}"), lambda record: record.keys["retriever"]
             ).items():
-                lines.setdefault(name, {})[float(k)] = by_seed(records, 100)
                 task = TASKS[records[0].keys["task"]]
+                if (task, name, k) in drawn:  # the same passages before another generator
+                    continue
+                drawn.add((task, name, k))
+                lines.setdefault(name, {})[float(k)] = by_seed(records, 100)
                 rows.append((task, name, str(k), mean_text(by_seed(records, 100).values()), seeds_text(records)))
         if lines:
             panels.append(Panel(rows[-1][0], "answers found (%)", [Series(*line) for line in lines.items()]))
@@ -194,7 +220,7 @@ def _judges(tables: SystemTables) -> Exhibit:
     """How the automatic judge agrees with the exact one on what the systems wrote."""
     title = "The automatic judge against the truth"
     rows = []
-    for experiment in EXPERIMENTS:
+    for experiment in _experiments(tables):
         accuracy = where(tables.metric(experiment, "agreement_recall_accuracy"), scoring="legacy")
         kappa = _arms(where(tables.metric(experiment, "agreement_recall_kappa"), scoring="legacy"))
         for label, records in _arms(accuracy).items():
@@ -216,7 +242,7 @@ def _values(tables: SystemTables) -> Exhibit:
     """Every system with all scores, as the official script counts and with its quirks mended."""
     metrics = ("citation_recall", "citation_precision", "str_em", "qampari_f1_5", "claim_recall", "rouge_lsum", "mauve")
     rows = []
-    for experiment in EXPERIMENTS:
+    for experiment in _experiments(tables):
         found = {metric: group(tables.metric(experiment, metric), _cell) for metric in (*metrics, "length")}
         for cell, records in found["citation_recall"].items():
             task, label, judge, scoring = cell

@@ -7,6 +7,7 @@ shares and agreement). They stand beside ours and decide nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from reclaim.report.accuracy import HOW, arms_exhibit, mean_text
 from reclaim.report.figures import Exhibit, Row, fixed, mean_interval, row_plot
@@ -28,6 +29,9 @@ FAMILIES = {
     "text": "two turns, text only",
     "rewritten": "one turn, self-contained questions",
     "no_history": "no history",
+    "bert": "BERT, two turns",
+    "bert-one-turn": "BERT, one turn",
+    "bert-no-history": "BERT, no history",
     "always_unanswerable": "never answers",
 }
 # Mean over the paper's four readers, in per cent: F1 by protocol, accuracy of the human evaluation.
@@ -44,6 +48,8 @@ PAPER_READERS = (
 
 def exhibits(tables: SystemTables) -> list[Exhibit]:
     """Give what the section shows, in order."""
+    if not tables.metrics.empty:  # BERT on QuAC, in the paper overlay, stands where the small readers do
+        tables = replace(tables, metrics=tables.metrics.replace({"experiment": {"quac": EXPERIMENT}}))
     f1 = [record for record in tables.metric(EXPERIMENT, "f1") if record.keys["family"] != "always_unanswerable"]
     if not f1:
         missing = "no experiment of this study was chosen"
@@ -240,12 +246,13 @@ def _readers(tables: SystemTables) -> Exhibit:
 
 def _ablations(tables: SystemTables) -> list[Exhibit]:
     """Options of the validity test and of rewriting, where the run has them."""
-    f1 = where(tables.metric("ablations", "f1"), history=True)
-    if not f1:
+    experiment = "ablations" if tables.metric("ablations", "f1") else EXPERIMENT
+    f1 = where(tables.metric(experiment, "f1"), history=True)
+    if all(record.keys["protocol"] in PROTOCOLS for record in f1):
         return []
     rows = []
     for name, records in group(f1, lambda record: record.keys["protocol"]).items():
-        others = [where(tables.metric("ablations", metric), history=True, protocol=name)
+        others = [where(tables.metric(experiment, metric), history=True, protocol=name)
                   for metric in ("invalid_share", "changed_questions", "flagged_f1")]  # fmt: skip
         cells = [mean_text(by_seed(cell, 100).values()) if cell else "–" for cell in (records, *others)]
         rows.append((name, *cells))
