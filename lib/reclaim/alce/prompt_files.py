@@ -61,8 +61,8 @@ def materialize(spec: Mapping[str, Any], out_dir: str | Path) -> None:
     with atomic_path(out_dir, directory=True) as folder:
         if spec["source"] == "git":
             _fetch(spec, folder, place)
-        for path in source_files(spec, place):
-            shutil.copy(path, folder)
+        for own in source_files(spec, place):
+            shutil.copy(own, folder)
         files = sorted(folder.iterdir())
         for path in files:
             _check(path, f"{place}: {path.name}")

@@ -95,7 +95,7 @@ def run(
             readers[variant["reader"]] = {"variant": variant, "folder": folder / str(snapshot)}
     baseline = {"reader": BASELINE, "family": BASELINE, "snapshot": 0, "history": False}
     readers[BASELINE] = {"variant": baseline, "folder": None}
-    runs = {}
+    runs: dict[str, dict[str, Any]] = {}
     protocols, resolvers = _protocols(spec, data, device)
     for name in progress(list(readers)):
         started = time.process_time()
