@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from reclaim.data import iter_split, load_info
 from reclaim.data_local import sha256
@@ -202,7 +203,7 @@ class Index:
         self.shared, self.facts, self.rows, self.backend = folder / "shared", record["facts"], record["rows"], backend
         places = [folder / shard_name(number) for number in range(len(self.rows))]
         self.shards = [backend.open_shard(place, rows) for place, rows in zip(places, self.rows, strict=True)]
-        self._ids = [np.load(place / "ids.npy", mmap_mode="r") for place in places]
+        self._ids = [np.asarray(np.load(place / "ids.npy", mmap_mode="r")) for place in places]
 
     @property
     def ids(self) -> list[str]:
@@ -226,27 +227,28 @@ class Index:
                 place.append((numbers.astype(np.int64) + first, scores))
             first += rows
         tables = [_merged(parts, k) for parts in found]
-        counts = [len(numbers) for numbers, _ in tables]
+        counts = np.array([len(numbers) for numbers, _ in tables], dtype=np.int64)
+        nothing = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+        numbers, scores = map(np.concatenate, zip(*tables, nothing, strict=True))
         return pd.DataFrame(
             {
-                "query": np.repeat(np.array(list(queries), dtype=object), counts),
-                "rank": np.concatenate([np.arange(1, count + 1) for count in counts]) if counts else [],
-                "passage": self._names(np.concatenate([numbers for numbers, _ in tables]) if counts else []),
-                "score": np.concatenate([scores for _, scores in tables]) if counts else [],
+                "query": pd.array(list(queries), dtype="str").repeat(counts),
+                "rank": np.arange(1, len(numbers) + 1) - np.repeat(np.cumsum(counts) - counts, counts),
+                "passage": self._names(numbers),
+                "score": scores,
             },
             columns=list(COLUMNS),
         )
 
-    def _names(self, numbers: np.ndarray | list[int]) -> list[str]:
+    def _names(self, numbers: np.ndarray) -> pd.api.extensions.ExtensionArray:
+        """The ids of passages. Never objects of Python, which take as long as a search."""
         ends = np.cumsum(self.rows)
-        rows = np.asarray(numbers, dtype=np.int64)
-        names = np.empty(len(rows), dtype=object)
-        shards = np.searchsorted(ends, rows, side="right")
+        shards = np.searchsorted(ends, numbers, side="right")
+        names = np.empty(len(numbers), dtype=max((ids.dtype for ids in self._ids), key=lambda dtype: dtype.itemsize))
         for shard in np.unique(shards).tolist():
             places = np.flatnonzero(shards == shard)
-            ids = np.asarray(self._ids[shard])[rows[places] - (ends[shard] - self.rows[shard])]
-            names[places] = [text.decode() for text in ids.tolist()]
-        return names.tolist()
+            names[places] = self._ids[shard][numbers[places] - (ends[shard] - self.rows[shard])]
+        return pd.array(pa.array(names, type=pa.binary()).cast(pa.string()), dtype="str")
 
 
 def _merged(parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
