@@ -19,12 +19,11 @@ get batches; equal texts need no coreference; Auto-Gold has a name of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
-from reclaim.convqa.coreference import Resolver, decide, resolved_question
+from reclaim.convqa.coreference import Document, Resolver, decide, resolved_question
 from reclaim.convqa.dialogs import Dialog
 from reclaim.convqa.history import COREF_WINDOW, CorefText, Turn, coref_text
 from reclaim.convqa.readers import BatchReader, Request
@@ -140,30 +139,35 @@ def _plan(states: Sequence[_State], number: int, protocol: str, validity: Validi
     wanted = list(dict.fromkeys(wanted))
     documents = dict(zip(wanted, validity.resolver.resolve(wanted), strict=True)) if wanted else {}
     options = {"skip_entity": validity.skip_entity, "strict_names": validity.strict_names}
+    invalid = [False] * len(states)
+    for place in differing:
+        gold, predicted = (documents[text] for text in texts[place])
+        invalid[place] = decide(gold, predicted, **options).invalid(validity.match)
+    anew = [place for place, bad in enumerate(invalid) if protocol == "rewrite_all" or protocol == "rewrite" and bad]
+    rewritten = dict(zip(anew, _rewritten([texts[place][0] for place in anew], documents, validity), strict=True))
     planned = []
-    for place, (turn, (gold, predicted)) in enumerate(zip(plain, texts, strict=True)):
-        decision = decide(documents[gold], documents[predicted], **options) if place in set(differing) else None
-        invalid = decision is not None and decision.invalid(validity.match)
-        turn = replace(turn, invalid=invalid, gold_text=gold, predicted_text=predicted)
-        if protocol == "rewrite_all":
-            turn = replace(turn, action="rewritten", asked=_rewritten(documents[gold], gold, validity))
-        elif invalid:
-            turn = _act(turn, states[place].dialog, protocol, partial(_rewritten, documents[gold], gold, validity))
+    for place, (turn, (gold_text, predicted_text)) in enumerate(zip(plain, texts, strict=True)):
+        turn = replace(turn, invalid=invalid[place], gold_text=gold_text, predicted_text=predicted_text)
+        if place in rewritten:
+            turn = replace(turn, action="rewritten", asked=rewritten[place])
+        elif invalid[place]:
+            turn = _act(turn, states[place].dialog, protocol)
         planned.append(turn)
     return planned
 
 
-def _act(turn: AskedTurn, dialog: Dialog, protocol: str, rewritten) -> AskedTurn:
+def _rewritten(texts: Sequence[CorefText], documents: Mapping[CorefText, Document], validity: Validity) -> list[str]:
+    if validity.rewriter is None:
+        return [resolved_question(documents[text]) for text in texts]
+    return validity.rewriter.rewrite(texts) if texts else []
+
+
+def _act(turn: AskedTurn, dialog: Dialog, protocol: str) -> AskedTurn:
+    """What becomes of an invalid turn where nothing is rewritten."""
     if protocol == "filter":
         return replace(turn, action="filtered", asked=None)
-    if protocol == "rewrite":
-        return replace(turn, action="rewritten", asked=rewritten())
     text = dialog.turns[turn.turn].rewrite
     return replace(turn, action="replaced", asked=text) if text else replace(turn, action="not_found")
-
-
-def _rewritten(document, text: CorefText, validity: Validity) -> str:
-    return validity.rewriter.rewrite([text])[0] if validity.rewriter else resolved_question(document)
 
 
 def _texts(state: _State, question: str, validity: Validity) -> tuple[CorefText, CorefText]:
