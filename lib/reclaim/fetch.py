@@ -27,7 +27,8 @@ def fetch(source: Mapping[str, Any], out_dir: str | Path, state_dir: str | Path 
     `state_dir` keeps what is downloaded until all of it is there (default: inside `out_dir`). A local path may hold
     environment variables.
 
-    Raises `InputError` when the folder holds no model, and when the Hub cannot be reached or refuses.
+    Raises `InputError` when the folder holds no model or one of another family than `source` says, and when the Hub cannot be
+    reached or refuses.
     """
     out_dir = Path(out_dir)
     state = Path(state_dir) if state_dir else out_dir / ".download"
@@ -35,6 +36,7 @@ def fetch(source: Mapping[str, Any], out_dir: str | Path, state_dir: str | Path 
         folder = expand_path(source["path"], "models: path")
         if not (folder / "config.json").exists():
             raise InputError(str(folder), "no config.json", "a model folder written by save_pretrained")
+        _check_family(source, folder, str(folder))
         if any(folder.glob("*.safetensors")):
             shutil.copytree(folder, out_dir, dirs_exist_ok=True)
             return
@@ -54,7 +56,20 @@ def fetch(source: Mapping[str, Any], out_dir: str | Path, state_dir: str | Path 
             "a public or granted model on the Hub",
             "Check the network, the id, and HF_TOKEN for gated weights.",
         ) from error
+    _check_family(source, state, f"model {source['id']} at revision {source['revision']}")
     _settle(state, out_dir)
+
+
+def _check_family(source: Mapping[str, Any], folder: Path, place: str) -> None:
+    """Refuse a model whose architecture is of another family than the configuration says; any may be read as a classifier."""
+    if source.get("family", "classification") == "classification":
+        return
+    from reclaim.models import model_family
+
+    if (family := model_family(folder)) != source["family"]:
+        architecture = read_json(folder / "config.json")["model_type"]
+        found = f"the architecture {architecture!r}, which is {family}"
+        raise InputError(place, found, f"a {source['family']} model, as its `family` says")
 
 
 def model_source_files(source: Mapping[str, Any], place: str) -> list[str]:

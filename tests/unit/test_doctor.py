@@ -1,6 +1,7 @@
 """The doctor names what is missing and what follows, and no broken check hides the others."""
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 
@@ -58,6 +59,22 @@ def test_the_hub_that_does_not_answer_and_a_token(monkeypatch):
     hub, token = doctor._hub()
     assert hub.state == "limit" and "does not answer" in hub.found
     assert token == Finding("well", "Hub token", "found")
+
+
+def test_programs_that_are_not_these_or_do_not_work(tmp_path, monkeypatch):
+    for name, text in {
+        "snakemake": "exit 0",
+        "sbatch": "echo no cluster here >&2; exit 1",
+        "nvidia-smi": "exit 0",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    findings = examine(offline=True)
+    assert found(findings, "snakemake")[0].found == str(tmp_path / "snakemake")
+    assert "no cluster here" in found(findings, "SLURM")[0].found
+    assert "nvidia-smi is here" in found(findings, "GPU")[0].then
 
 
 def test_a_check_that_breaks_is_named_and_the_others_are_made(monkeypatch):

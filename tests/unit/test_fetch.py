@@ -149,6 +149,14 @@ def test_a_local_model_is_copied(folder, tmp_path):
         fetch({"source": "local", "path": str(tmp_path / "absent"), "family": "masked"}, tmp_path / "other")
 
 
+def test_a_model_of_another_family_is_refused(monkeypatch, folder, tmp_path):
+    spec = {"source": "local", "path": str(folder), "family": "causal"}
+    with pytest.raises(InputError, match="which is masked; expected a causal model"):
+        fetch(spec, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    fetch({**spec, "family": "classification"}, tmp_path / "copy")
+
+
 def test_one_format_of_the_weights_is_taken():
     names = [
         "config.json",
