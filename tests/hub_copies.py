@@ -56,6 +56,10 @@ SCHEMAS: dict[tuple[str, str | None], dict[str, Any]] = {
     ("aps/super_glue", "copa"): {
         "premise": TEXT, "choice1": TEXT, "choice2": TEXT, "question": TEXT, "idx": INT, "label": ["choice1", "choice2"],
     },
+    ("aps/super_glue", "record"): {
+        "passage": TEXT, "query": TEXT, "entities": TEXTS, "entity_spans": {"text": TEXTS, "start": [INT], "end": [INT]},
+        "answers": TEXTS, "idx": {"passage": INT, "query": INT},
+    },
     ("rajpurkar/squad", None): {
         "id": TEXT, "title": TEXT, "context": TEXT, "question": TEXT, "answers": {"text": TEXTS, "answer_start": [INT]},
     },
@@ -182,6 +186,11 @@ def _rows(key, columns: Mapping[str, Any], split: str, number: int, per_class: i
             row["label_text"] = JSON_LINES[key[0]][row["label"]]
         if key[1] == "copa":
             row["question"] = ["cause", "effect"][i // 2 % 2]
+        if key[1] == "record":
+            entities = [word.title() for word in WORDS[i % 5 : i % 5 + 4 + i % 3]]
+            right = entities[2:0:-1] if i % 2 else entities[3:]
+            row["passage"] += f"\n@highlight\n{' and '.join(entities)} were there"
+            row |= {"query": "Many saw @placeholder there", "entities": entities, "answers": right}
         if key[0] == JIGSAW:
             # Some comments have several lines; some test rows were not scored.
             row["comment_text"] = row["comment_text"].replace(" has", "\nIt has" if i % 3 else " has")

@@ -110,10 +110,13 @@ class TableReader:
     def _raw_label(self, raw: dict) -> str:
         """Give a row's label as text: the set's own name of it where it has names, otherwise the number or text.
 
-        Of several columns it is the largest number: 1 where any of several faults is marked.
+        Of several columns it is the largest number: 1 where any of several faults is marked. Of a list of right choices it
+        is the position of the first choice that is one.
         """
         column = self.columns["label"]
         value = _largest(raw, column) if isinstance(column, list) else _get(raw, column)
+        if self.kind == "multiple_choice" and isinstance(value, list):
+            return _position(value, self._value("choices", raw))
         if isinstance(value, bool) or (isinstance(value, float) and value.is_integer() and self.kind != "regression"):
             value = int(value)
         if not isinstance(value, (str, int, float)) or str(value).strip() in ("", "nan"):
@@ -188,6 +191,15 @@ def _largest(raw: dict, columns: list) -> int:
         return max(map(int, values))
     except (TypeError, ValueError):
         raise Fault(f"labels {values}", f"whole numbers in the columns {columns}", "") from None
+
+
+def _position(right: list, choices: Any) -> str:
+    """The position of the first choice that is among the right ones."""
+    texts = {_stripped(text) for text in right}
+    for place, choice in enumerate(choices if isinstance(choices, list) else ()):
+        if choice in texts:
+            return str(place)
+    raise Fault(f"the right choices {right}", f"at least one of the choices {choices}", "")
 
 
 def _listed(value: Any) -> list:

@@ -231,13 +231,20 @@ def _history(watches: Sequence[tuple[float, Watch]], chosen: int, few_shot: FewS
 
 
 def prediction_table(data: TaskData, predictions: Predictions) -> pd.DataFrame:
-    """One row a test row, in the columns that evaluation reads."""
-    size = len(data.test)
+    """One row a test row, in the columns that evaluation reads.
+
+    Where several choices are right (`answers`), whichever of them is predicted stands as the row's label.
+    """
+    size, labels = len(data.test), predictions.labels
+    if data.kind == "multiple_choice" and "answers" in data.test:
+        columns = (data.test[name] for name in ("label", "choices", "answers"))
+        rows = zip(labels, *columns, strict=True)
+        labels = np.array([label if choices[found] in right else found for found, label, choices, right in rows])
     return pd.DataFrame(
         {
             "item": data.test["id"].to_numpy(),
             "label": data.test["label"].to_numpy() if "label" in data.test else np.full(size, -1),
-            "prediction": predictions.labels,
+            "prediction": labels,
             "scores": list(predictions.scores.astype(np.float64)),
             "text": predictions.texts,
             "answers": list(data.test["answers"]) if "answers" in data.test else [[]] * size,

@@ -96,7 +96,9 @@ class Problem:
         order = sorted(range(len(rows)), key=lambda row: -rows[row].length)
         parts = evaluation_batches([rows[i].size for i in order])
         with evaluating(self.model):
-            scores = torch.cat([self.logits([rows[order[i]] for i in part]).float().cpu() for part in parts])
+            found = [self.logits([rows[order[i]] for i in part]).float().cpu() for part in parts]
+        width = max(each.shape[-1] for each in found)  # rows may have different numbers of options
+        scores = torch.cat([F.pad(each, (0, width - each.shape[-1]), value=-torch.inf) for each in found])
         restored = torch.empty_like(scores)
         restored[order] = scores
         return Predictions(restored.argmax(-1).numpy(), restored.numpy(), [""] * len(rows))
@@ -209,10 +211,14 @@ class MaskedPromptProblem(Problem):
 
 @dataclass(frozen=True)
 class EncodedOptions:
-    """A row's options, each prompt and option as token ids; `prompt` and `answers` where an answer is generated."""
+    """A row's options, each prompt and option as token ids; `prompt` and `answers` where an answer is generated.
+
+    `right`: the positions of all right options, of which `label` is the first.
+    """
 
     options: list[EncodedOption]
     label: int
+    right: tuple[int, ...] = ()
     prompt: Sequence[int] = ()
     answers: tuple[str, ...] = ()
 
@@ -241,17 +247,22 @@ class OptionProblem(Problem):
 
     def encode(self, rows: pd.DataFrame) -> list[EncodedOptions]:
         """Every option of each row in its prompt."""
-        return [
-            EncodedOptions(
-                self.template.encode(self.tokenizer, row, max_length=self.max_length), self.template.correct(row)[0]
-            )
-            for row in rows.to_dict("records")
-        ]
+        encoded = []
+        for row in rows.to_dict("records"):
+            options = self.template.encode(self.tokenizer, row, max_length=self.max_length)
+            right = self.template.correct(row)
+            encoded.append(EncodedOptions(options, right[0], tuple(right)))
+        return encoded
 
     def logits(self, batch: Sequence[EncodedOptions]) -> torch.Tensor:
         """(rows, most options) mean log-probabilities (nats) of the options, -inf where a row has fewer."""
         options = [option for row in batch for option in row.options]
         return option_scores(self.model, *self.padded(options), [len(row.options) for row in batch])
+
+    def score(self, rows: Sequence[EncodedOptions]) -> float:
+        """Share of rows whose likeliest option is a right one."""
+        found = self.predict(rows).labels
+        return float(np.mean([label in row.right for label, row in zip(found, rows, strict=True)]))
 
     def loss(self, batch: Sequence[EncodedOptions]) -> tuple[torch.Tensor, int]:
         """As of `Problem`; or minus the summed log-probability of the right options' tokens, and their number."""
@@ -289,7 +300,8 @@ class GenerationProblem(OptionProblem):
                 self.tokenizer, row, max_length=self.max_length, max_new_tokens=self.max_new_tokens
             )
             options = self.template.encode(self.tokenizer, row, max_length=self.max_length)
-            encoded.append(EncodedOptions(options, 0, prompt.input_ids, tuple(row["answers"])))
+            answers = tuple(row["answers"])
+            encoded.append(EncodedOptions(options, 0, prompt=prompt.input_ids, answers=answers))
         return encoded
 
     def objective(self, batch: Sequence[EncodedOptions]) -> torch.Tensor | float:

@@ -20,14 +20,16 @@ import hub_copies
 from reclaim.autoseq import experiment as autoseq
 from reclaim.config import check_config
 from reclaim.data import load_info
-from reclaim.finetune import run_job
+from reclaim.finetune import prediction_table, run_job
 from reclaim.finetune_backprop import finetune_backprop
 from reclaim.finetune_mezo import finetune_mezo
 from reclaim.icl import experiment as icl
 from reclaim.models import build, load, load_tokenizer, model_family
 from reclaim.plan import make_plan, measurement_parts
+from reclaim.problems import Predictions, make_problem
 from reclaim.prompted import run_prompt_job
 from reclaim.scoring import Request, score_continuations
+from reclaim.tasks import load_task
 
 CONFIG = hub_copies.overlay()
 DATA = [
@@ -299,7 +301,7 @@ def _run(method: str, spec: dict, state: Path) -> pd.DataFrame:
     [
         ("mezo/few_rows", "roberta-large", ["sst2-16", "snli-16", "trec-16"]),
         ("mezo/adapters", "roberta-large", ["rte-512"]),
-        ("mezo/parameters", "opt-13b", ["wsc-54", "multirc-1000", "copa-300"]),
+        ("mezo/parameters", "opt-13b", ["wsc-54", "multirc-1000", "copa-300", "record-1000"]),
         ("mezo/causal", "opt-13b", ["squad-1000", "drop-1000"]),
     ],
 )
@@ -314,6 +316,27 @@ def test_every_arm_of_mezo_runs(folders, fetched, tmp_path, chosen, model, tasks
     assert ran == sum(
         len(set(arm["task"] if isinstance(arm["task"], list) else [arm["task"]]) & set(tasks)) for arm in arms
     )
+
+
+def test_any_right_entity_counts(folders, fetched):
+    """ReCoRD: rows have several right entities and different numbers of them; all are as good as the first."""
+    data = load_task(CONFIG["tasks"]["record-1000"], folders("record"))
+    several = data.test["answers"].map(len) > 1
+    assert several.any() and data.test["choices"].map(len).nunique() > 1
+    for label, choices, answers in data.test[["label", "choices", "answers"]].to_numpy():
+        assert choices[label] in answers and not set(choices[:label]) & set(answers)
+    last = [max(map(choices.index, answers)) for choices, answers in data.test[["choices", "answers"]].to_numpy()]
+    wrong = [0] * len(last)
+    for found, share in ((last, 1.0), (wrong, 0.0)):
+        table = prediction_table(data, Predictions(np.array(found), np.zeros((len(found), 1)), [""] * len(found)))
+        assert (table["prediction"] == table["label"]).mean() == share
+    arm = {"model": str(fetched("opt-13b")), "dtype": "float32", "task": CONFIG["tasks"]["record-1000"]}
+    problem = make_problem({**arm, "variant": {"prompt": True}}, data, "cpu", 0)
+    encoded = problem.encode(data.test)
+    guessed = problem.predict(encoded).labels
+    rows = zip(guessed, data.test["choices"], data.test["answers"], strict=True)
+    assert problem.score(encoded) == np.mean([choices[found] in answers for found, choices, answers in rows])
+    assert "Many saw" in problem.tokenizer.decode(encoded[0].options[0].continuation_ids)
 
 
 def test_the_tasks_of_the_masking_study_run(folders, fetched, tmp_path):
