@@ -163,6 +163,9 @@ def _programs() -> Iterator[Finding]:
     else:
         then = "--workflow-profile profiles/slurm works where jobs are submitted, on a cluster's login node."
         yield Finding("limit", "SLURM", "no sbatch here", then)
+    if not shutil.which("git"):
+        then = "ALCE's official prompts (config/paper.yaml) are fetched by it; a copy of them does as well."
+        yield Finding("limit", "Git", "none", then)
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):
         yield Finding("limit", "Chromium", "none", "Only tests/browser needs it, and skips without.")
 

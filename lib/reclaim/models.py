@@ -143,6 +143,8 @@ def model_family(folder: str | Path) -> str:
         return "masked"
     if type(config) in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING:
         return "causal"
+    if type(config) in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return "seq2seq"  # its encoder alone, as GTR is that of a T5
     raise InputError(
         str(folder), f"the architecture {config.model_type!r}", "a masked, causal or encoder-decoder language model"
     )
