@@ -142,13 +142,11 @@ def source_files(spec: dict[str, Any], place: str) -> list[str]:
     """Paths of the files behind a local data set ([] for other sources); raises InputError for one that is not there."""
     if spec["source"] != "local":
         return []
-    paths = [expand_path(text, place) for text in spec["files"].values()]
-    for path in paths:
+    paths = {name: expand_path(text, f"{place}.files.{name}") for name, text in spec["files"].items()}
+    for name, path in paths.items():
         if not path.is_file():
-            raise InputError(
-                place, f"no file {path}", "a file", "Correct the path, or set the variable it starts with."
-            )
-    return [str(path) for path in paths]
+            raise InputError(f"{place}.files.{name}", f"no file {path}", "a file", "Correct the path.")
+    return list(map(str, paths.values()))
 
 
 def iter_texts(folder: str | Path, splits: Sequence[str] = SPLITS) -> Iterator[str]:
