@@ -180,8 +180,10 @@ class _Study:
     ) -> tuple[list[float], list[float]]:
         """Train on a mixture; the draws of rows depend on the seed and `at`, not on the arm.
 
-        Gives the loss of each step, and the time (s) at which each was done.
+        Gives the loss of each step, and the time (s) at which each was done: time of the processor where that computes, so
+        that other work on the machine does not show.
         """
+        now = time.perf_counter if str(self.device).startswith("cuda") else time.process_time
         clock: list[float] = []
         if not recipe.num_train_steps:
             return [], clock
@@ -189,7 +191,7 @@ class _Study:
         history = fit(
             model, method, batches, recipe, settings, seed=derive(self.seed, "arm", at),
             state_path=self.state_dir / f"{name}.train", run=name, progress=self.progress,
-            after_step=lambda step: clock.append(time.perf_counter()),
+            after_step=lambda step: clock.append(now()),
         )  # fmt: skip
         return history.loss, clock
 
@@ -285,7 +287,7 @@ class _Study:
                       {"measure": "evaluate_s", "value": time.perf_counter() - trained, "unit": "s"}],
         }  # fmt: skip
         if len(clock) > 1:
-            # The median, as other work on the machine lengthens some steps.
+            # The median, as a step now and then is a long one (saving state, the first).
             record["costs"].append({"measure": "step_s", "value": float(np.median(np.diff(clock))), "unit": "s"})
         write_json(record, record_path)
         return record, replies
