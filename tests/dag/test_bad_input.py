@@ -65,12 +65,14 @@ def put(document: dict, path: str, value: Any) -> dict:
     return document
 
 
-def snakemake(folder: Path, *arguments: str, overlay: str = "config/mine.yaml") -> subprocess.CompletedProcess:
-    """Call `snakemake` as a person does; output and errors come back as one text."""
+def snakemake(
+    folder: Path, *arguments: str, overlay: str = "config/mine.yaml", preload: str = "0"
+) -> subprocess.CompletedProcess:
+    """Call `snakemake` as a person does; output and errors come back as one text. `preload` pays where jobs import torch."""
     return subprocess.run(
         [Path(sys.executable).with_name("snakemake"), "--cores", "1", *arguments, "--configfile", overlay],
         cwd=folder,
-        env={**os.environ, "RECLAIM_PRELOAD": "0"},
+        env={**os.environ, "RECLAIM_PRELOAD": preload},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -263,7 +265,7 @@ def of_checkpoints(folder):
     arms = [{"method": "backprop", "task": "mine", "recipe": "few", "prompt": False}]
     (folder / "config" / "models.yaml").write_text(yaml.safe_dump(put(config, f"{EXPERIMENT}.arms", arms)))
     before = results(folder)
-    done = snakemake(folder, "--keep-going", "mlm_masking", overlay="config/models.yaml")
+    done = snakemake(folder, "--keep-going", "mlm_masking", overlay="config/models.yaml", preload="1")
     return done, set(results(folder)) - set(before)
 
 
