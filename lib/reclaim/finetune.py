@@ -33,6 +33,7 @@ from reclaim.problems import Predictions, Problem, make_problem
 from reclaim.seeding import derive
 from reclaim.tables import variant_json
 from reclaim.tasks import FewShotSet, TaskData, few_shot_sets, load_task
+from reclaim.tokenization import require_words
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +167,13 @@ def _state_of(folder: Path, identity: str) -> Path:
     return folder
 
 
+def _check_words(tokenizer, data: TaskData, name: str) -> None:
+    for rows in (data.train, data.dev, data.test):
+        for column in ("text", "text_pair"):
+            if rows is not None and column in rows:
+                require_words(tokenizer, rows[column].dropna(), f"data.{name}")
+
+
 def _run_arm(
     arm: dict, seed: int, method: Method, device, folder: Path, progress, count
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -173,7 +181,8 @@ def _run_arm(
     variant, recipe = variant_json(arm["variant"]), dict(arm["recipe"])
     rates, select = listed(recipe.pop("learning_rate")), recipe.pop("select", "last")
     eval_steps = recipe.pop("eval_steps", 0)
-    tables, histories = [], []
+    tables: list[pd.DataFrame] = []
+    histories: list[dict] = []
     test_rows = None
     problem: Problem | None = None
     for few_shot in few_shot_sets(arm["task"], data, seed, arm["variant"].get("labels") == "shuffled"):
@@ -183,6 +192,8 @@ def _run_arm(
             place.mkdir(parents=True, exist_ok=True)
             problem = None  # before the next model is loaded
             problem = make_problem(arm, data, device, seed)
+            if not tables and position == 0:
+                _check_words(problem.tokenizer, data, Path(arm["data"]).name)
             encoded = {name: problem.encode(rows) for name, rows in (("train", few_shot.train), ("dev", few_shot.dev))}
             watch = Watch(encoded["dev"], place, eval_steps, recipe["num_train_steps"], keep_best=select == "best_dev")
             finished = place / "finished.json"

@@ -44,24 +44,10 @@ class NgramCounts:
         return row
 
 
-def token_words(token_ids: Sequence[int], word_start: Sequence[bool], tokens: Sequence[str]) -> list[str]:
-    """The words of a sequence of token ids: a token that does not begin a word is joined to what stands before it.
-
-    word_start, tokens: by id, whether a token begins a word, and its text.
-    """
-    words: list[str] = []
-    for token_id in token_ids:
-        if words and not word_start[token_id]:
-            words[-1] += tokens[token_id]
-        else:
-            words.append(tokens[token_id])
-    return words
-
-
 def count_ngrams(sequences: Iterable[Sequence[str]], max_length: int = 5, count_above: int = 10) -> NgramCounts:
     """Count n-grams of 1..max_length words that occur more than `count_above` times and do not cross a sequence's end.
 
-    sequences: word sequences, such as `line.split()` or `token_words(...)`. An n-gram is looked at only where both its
+    sequences: word sequences, such as `line.split()`. An n-gram is looked at only where both its
     (n-1)-grams are frequent, so that memory follows the frequent ones. Raises InputError if there are no words.
     """
     number_of: dict[str, int] = {}

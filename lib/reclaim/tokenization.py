@@ -15,7 +15,7 @@ RoBERTa and `<|endoftext|>` of GPT-2 are the last ones there); one-token-a-word 
 word (`add_prefix_space`), so that it has the id that it has elsewhere; GPT-2 pads with `<|endoftext|>`; T5 does not
 normalise Unicode. As published, OPT begins a text with `</s>`, RoBERTa puts it between `<s>` and `</s>`, T5 ends it
 with `</s>`, and GPT-2 adds nothing. T5 has `<unk>` for what it does not know; the byte-level classes drop a letter that
-the alphabet of a one-token-a-word tokenizer lacks, so let foreign texts pass `require_words` first.
+the alphabet of a one-token-a-word tokenizer lacks, which `require_words` finds out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Fine-tuning jobs: every kind of problem learns, selection sees development rows only, finished arms are kept."""
 
 import math
+import shutil
 import weakref
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from reclaim.data import iter_texts, load_split, materialize
+from reclaim.errors import InputError
 from reclaim.finetune import run_job
 from reclaim.finetune_backprop import finetune_backprop
 from reclaim.finetune_mezo import finetune_mezo
@@ -164,6 +166,16 @@ def test_the_accuracy_objective_has_steps_of_one_row(made):
     rows = problem.encode(data.test.iloc[:16])
     value = problem.objective(rows)
     assert value * 16 == pytest.approx(round(value * 16))
+
+
+def test_texts_whose_letters_the_tokenizer_would_drop_are_refused(made, tmp_path):
+    folder = tmp_path / "menus"
+    shutil.copytree(made / "last", folder)
+    rows = pd.read_parquet(folder / "test.parquet")
+    rows["text"] = rows["text"] + " 漢"
+    rows.to_parquet(folder / "test.parquet")
+    with pytest.raises(InputError, match="data.menus.*漢"):
+        run(made, arm(made) | {"data": str(folder)}, folder="foreign")
 
 
 def test_selection_does_not_see_test_labels(made, tmp_path):

@@ -106,12 +106,6 @@ def test_planted_idioms_come_out_on_top():
     assert sorted(top) == sorted(" ".join(idiom) for idiom in idioms)
 
 
-def test_words_from_token_ids():
-    tokens, starts = ["<s>", "un", "do", "re"], [True, True, False, True]
-    assert pmi.token_words([0, 1, 2, 2, 3], starts, tokens) == ["<s>", "undodo", "re"]
-    assert pmi.token_words([2, 1], starts, tokens) == ["do", "un"]
-
-
 def test_a_million_tokens_are_counted_in_seconds():
     generator = np.random.default_rng(0)
     words = np.array([f"w{i}" for i in range(2000)])

@@ -22,7 +22,6 @@ from reclaim.world.lexicon import FACT_ATTRIBUTES, FACT_NAMES, FACT_TYPES, FACT_
 from reclaim.world.passages import NO_ANSWER
 
 OTHER, ATTRIBUTE, NAME, TYPE, VALUE, NUMBER = range(6)
-FIELDS = (ATTRIBUTE, NAME, TYPE, VALUE)
 MOST_DOCUMENTS = 100
 
 # Pieces of prompts and answers that the generators know, each with a text in which the piece is the last token.

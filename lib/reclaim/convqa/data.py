@@ -18,7 +18,6 @@ of judgements `all.parquet`, one turn a row; of predictions `all.parquet` with p
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,7 +180,7 @@ def _predictions(spec: Mapping[str, Any], place: str) -> Iterator[tuple[str, pd.
     for name, text in spec["files"].items():
         path = expand_path(text, f"{place}.files.{name}")
         protocol, _, reader = name.partition(".")
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         for question, answer in read_predictions(lines, str(path)).items():
             rows.append({"protocol": protocol, "reader": reader, "question": question, "answer": answer})
     yield "all", pd.DataFrame(rows, columns=["protocol", "reader", "question", "answer"])
@@ -192,9 +191,3 @@ def _json(path: Path) -> Any:
         return read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(str(path), f"no readable JSON ({error})", "a JSON document in UTF-8") from None
-
-
-def save_annotations(conversations: Sequence[Conversation], path: str | Path) -> None:
-    """Write conversations as an annotation file."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({"data": list(conversations)}, ensure_ascii=False) + "\n", encoding="utf-8")

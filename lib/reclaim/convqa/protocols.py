@@ -31,7 +31,6 @@ from reclaim.errors import InputError
 from reclaim.metrics.quac import NO_ANSWER
 
 PROTOCOLS = ("gold", "pred", "replace", "rewrite", "filter", "rewrite_all")
-VALIDATED = ("replace", "rewrite", "filter")
 
 
 @dataclass(frozen=True)
