@@ -128,7 +128,7 @@ ISIC = {
     ("system", "rules"),
     [
         ("mlm_masking", {"model", "tokenizer", "pmi", "pretrain", "finetune_backprop", "evaluate"}),
-        ("mezo", {"model", "prompt", "finetune_mezo", "finetune_backprop", "evaluate"}),
+        ("mezo", {"model", "prompt", "finetune_mezo", "finetune_backprop", "evaluate", "measure"}),
         ("icl", {"model", "measure"}),
         ("autoseq", {"model", "measure"}),
         ("stm_unet", {"measure"}),
