@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -111,6 +112,22 @@ def test_standing_out_and_gap_cut_at_the_largest_gap():
 
 
 # ----------------------------------------------------------------------------------------------------------------- searches
+
+
+def test_random_controls_take_their_words_from_the_bag_and_one_of_them_looks_like_a_sentence():
+    attacker = attack.Attacker.of(small_model(), TOKENIZER, search.SearchOptions(9, 4, 2), TEXTS[:8])
+    words = sorted(ids_of(TEXTS[:2]))
+    drawn = [attacker.random_words(words, np.random.default_rng(seed))[0] for seed in range(60)]
+    framed = [attacker.random_sentence(words, np.random.default_rng(seed))[0] for seed in range(60)]
+    known = set(" ".join(TEXTS[:2]).split())
+    for text in drawn + framed:
+        # (a start token has no space before it)
+        found = re.findall("[A-Z]?[a-z]+|[.,]", text)
+        assert set(found) <= known and len(found) <= 9 and "." not in found[:-1]
+    assert all(text[0].isupper() and text.endswith(".") and len(text.split()) == 9 for text in framed)
+    assert len({len(text.split()) for text in drawn}) > 3 and not all(text.strip()[0].isupper() for text in drawn)
+    assert any(len(set(text.split())) < len(text.split()) for text in drawn)
+    assert attacker.random_words([], np.random.default_rng(0)) == []
 
 
 def log_probs(model, tokens):
@@ -316,6 +333,25 @@ def test_rows_are_those_of_the_tables_and_draw_the_section(outcome):
     shown = SYSTEM.exhibits(SystemTables(pd.DataFrame(), metrics, empty, curves))
     by_key = {exhibit.key: exhibit for exhibit in shown}
     assert not [key for key in ("examples", "batch-sizes", "iteration", "reordering", "tied") if by_key[key].missing]
+    # The picture's text tells of what is drawn: the official search at each head, stage and size.
+    assert by_key["examples"].alt.count("recovered as") == 8
+    assert "tied head, text known by heart, batch of 4" in by_key["examples"].alt
+
+
+def test_the_prior_starts_as_the_attack_does_at_every_batch_size(folders, monkeypatch, tmp_path):
+    """The official search copies start tokens for large batches: a control without the copies would be another search."""
+    asked = []
+    official = attack.Attacker.official
+
+    def noting(self, bag, batch_size, counts=None):
+        asked.append((len(bag), batch_size))
+        return official(self, bag, batch_size, counts)
+
+    monkeypatch.setattr(attack.Attacker, "official", noting)
+    spec = {key: value for key, value in SPEC.items() if key not in ("iteration", "reordering")}
+    spec |= {"models": {"tied": SPEC["models"]["tied"]}, "stages": {"public": 0}, "arms": SPEC["arms"][2:3]}
+    experiment.run(spec, 5, data=folders, state_dir=tmp_path)
+    assert len({size for size, _ in asked}) == 1 and [size for _, size in asked] == [1, 4]
 
 
 def test_a_run_that_stopped_goes_on_to_equal_tables(folders, outcome, tmp_path):

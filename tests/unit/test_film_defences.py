@@ -382,6 +382,12 @@ def system_tables(metrics):
     return SystemTables(pd.DataFrame(), keyed, pd.DataFrame(), pd.DataFrame())
 
 
+def test_a_private_sentence_in_any_public_text_stops_the_run(folders, tmp_path):
+    spec = {**SPEC, "domain": {**SPEC["domain"], "known": {"data": "private", "rows": 80}}}
+    with pytest.raises(InputError, match="none of the private sentences"):
+        defences_experiment.run(spec, 5, data=folders, state_dir=tmp_path)
+
+
 def test_a_run_without_the_experiment_says_so():
     nothing = pd.DataFrame()
     (exhibit,) = defence_exhibits(SystemTables(nothing, nothing, nothing, nothing))

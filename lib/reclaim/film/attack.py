@@ -84,7 +84,11 @@ class Attacker:
         return replace(self, options=replace(self.options, **options))
 
     def random_words(self, bag: Sequence[int], rng: np.random.Generator) -> list[str]:
-        """Words of the bag in random order between a start and an end token, as many as the search may take."""
+        """Words of the bag drawn at random, as many as the search may take, cut as any candidate is: behind the first end."""
+        return [recovery.cut(self.decode(rng.choice(bag, self.options.max_length).tolist()))] if bag else []
+
+    def random_sentence(self, bag: Sequence[int], rng: np.random.Generator) -> list[str]:
+        """A harder control: the bag's words, each once, in random order between a start and an end token, up to that length."""
         starts = start_tokens(bag, self.tokenizer, 1)
         ends = [token for token in bag if token in self.ends]
         others = [token for token in bag if token not in (*starts, *ends)]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
+from reclaim.errors import InputError
 from reclaim.film.attackers import Knowledge, eavesdrop, true_bag, write_sentence
 from reclaim.film.clients import client_models, client_tokenizer, public_model, sentence_losses, token_rows
 from reclaim.film.defences import Defence, epsilon, train_client
@@ -162,6 +163,9 @@ class _Job:
             public_split=known.get("split", "train"),
             max_words=private.get("max_words"),
         )
+        if shared := set(texts.private).intersection(letters.public):
+            found = f"{len(shared)} sentences of the attacked client ({min(shared)!r})"
+            raise InputError(str(data[known["data"]]), found, "public text that holds none of the private sentences")
         return texts, letters
 
     def client(self, defence: Defence, folder: Path | None = None) -> PreTrainedModel:

@@ -186,9 +186,10 @@ def _attack_stage(spec, name, entry, stage, model, tokenizer, texts, entities, s
     for metric, sentences in losses.items():
         record.add({}, ITEM, {metric: float(sentence_losses(model, tokenizer, sentences).mean())})
     record.add({}, ITEM, {"epochs": float(entry.get("stages", spec["stages"])[stage])})
-    # The prior alone writes the same sentences whatever was sent.
-    vocabulary = range(model.config.vocab_size)
-    prior: dict[str, list[str]] = {}
+    # The prior alone writes the same sentences whatever was sent; the official search makes copies of start tokens where they
+    # are fewer than the batch's sentences.
+    vocabulary = list(range(model.config.vocab_size))
+    prior: dict[tuple[str, int], list[str]] = {}
     batches = [
         batch
         for each in entry.get("batches", spec["batches"])
@@ -203,9 +204,10 @@ def _attack_stage(spec, name, entry, stage, model, tokenizer, texts, entities, s
         done: dict[tuple, list[str]] = {}
         for arm in entry.get("arms", spec["arms"]):
             if arm["bag"] == "vocabulary":
-                if arm["search"] not in prior:
-                    prior[arm["search"]] = _search(attacker, arm["search"], list(vocabulary), batch, observed, rng)
-                candidates = prior[arm["search"]]
+                key = arm["search"], len(batch.sentences)
+                if key not in prior:
+                    prior[key] = _search(attacker, arm["search"], vocabulary, batch, observed, rng)
+                candidates = prior[key]
             else:
                 words = tuple(bag if arm["bag"] == "recovered" else sorted(observed.truth))
                 if (arm["search"], words) not in done:
@@ -231,6 +233,8 @@ def _search(
         return attacker.per_start(bag)
     if search == "random_words":
         return attacker.random_words(bag, rng)
+    if search == "random_sentence":
+        return attacker.random_sentence(bag, rng)
     return [attacker.random_order(batch.sentences, rng)]
 
 

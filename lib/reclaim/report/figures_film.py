@@ -39,6 +39,7 @@ ARMS = {
     ("oracle", "official_counts"): "official search, true counts",
     ("vocabulary", "official"): "prior only",
     ("recovered", "random_words"): "random words of the bag",
+    ("recovered", "random_sentence"): "random words, framed as a sentence",
     ("oracle", "random_order"): "true words, random order",
 }
 # In the plot; with a head of its own the bag that is read is the true one.

@@ -42,9 +42,8 @@ def examples(records: Sequence[Record]) -> Exhibit:
     rows = []
     for record in chosen:
         keys = record.keys
-        marked = (_marked(words) for words in _compared(keys["true"], keys["recovered"]))
         head = (keys["model"], keys["stage"], str(keys["batch_size"]), SEARCHES[keys["search"]])
-        rows.append((*head, *marked, f"{record.value:.2f}"))
+        rows.append((*head, *_pair(record), f"{record.value:.2f}"))
     return Exhibit(
         key="examples",
         title=title,
@@ -54,8 +53,7 @@ def examples(records: Sequence[Record]) -> Exhibit:
             "table they stand in «quotes»."
         ),
         svg=_examples_plot(drawn) if drawn else "",
-        alt="; ".join(f"{row[1]}, batch of {row[2]}: {row[4]} recovered as {row[5]}" for row in rows[: len(drawn)])
-        + ".",
+        alt="; ".join(f"{_head(record)}: {' recovered as '.join(_pair(record))}" for record in drawn),
         columns=("head", "stage", "batch size", "search", "true", "recovered", "ROUGE-L"),
         rows=rows,
     )
@@ -87,6 +85,17 @@ def _compared(true: str, found: str) -> tuple[Words, Words]:
     return marked_left, marked_right
 
 
+def _head(record: Record) -> str:
+    keys = record.keys
+    stage = STAGES.get(keys["stage"], keys["stage"])
+    return f"{keys['model']} head, {stage}, batch of {keys['batch_size']}: ROUGE-L {record.value:.2f}"
+
+
+def _pair(record: Record) -> list[str]:
+    """The true and the recovered sentence, marked."""
+    return [_marked(words) for words in _compared(record.keys["true"], record.keys["recovered"])]
+
+
 def _marked(words: Words) -> str:
     return " ".join(f"«{word}»" if match else word for word, match in words) or "–"
 
@@ -105,8 +114,7 @@ def _examples_plot(records: Sequence[Record]) -> str:
     lines: list[tuple[str, Words, bool]] = []
     for record in records:
         keys = record.keys
-        head = f"{keys['model']} head, {STAGES.get(keys['stage'], keys['stage'])}, batch of {keys['batch_size']}"
-        lines.append(("", [(f"{head}: ROUGE-L {record.value:.2f}", False)], True))
+        lines.append(("", [(_head(record), False)], True))
         for label, words in zip(("true", "found"), _compared(keys["true"], keys["recovered"]), strict=True):
             lines += [(label if n == 0 else "", line, False) for n, line in enumerate(_wrapped(words))]
     with matplotlib.rc_context(STYLE):
