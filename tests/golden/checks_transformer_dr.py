@@ -22,7 +22,7 @@ from reclaim.errors import InputError
 from reclaim.metrics import embedding, image
 from reclaim.vision import image_sets
 from reclaim.vision.reducers import METHODS, count_parameters
-from reclaim.vision.reduction import per_subject_split
+from reclaim.vision.reduction_splits import per_subject_split
 from reclaim.vision.transformer_dr import TransformerAutoencoder, patchify, unpatchify
 
 # Names of the vectors' weights and ours.

@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.decomposition import PCA
 
 from reclaim.errors import InputError
 from reclaim.io import write_json
@@ -17,7 +20,8 @@ from reclaim.vision.reducers import (
     count_parameters,
     transformer_parameters,
 )
-from reclaim.vision.reduction import holdout_split, per_subject_split, run
+from reclaim.vision.reduction import run
+from reclaim.vision.reduction_splits import all_images, holdout_split, per_subject_split
 
 MODEL = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
 TRAINING = {"epochs": 2, "batch_size": 16, "warmup_steps": 2}
@@ -87,7 +91,7 @@ def go(spec, folder, seed=5, state=None, **keywords):
 
 def test_the_parts_of_a_pool_are_disjoint_and_follow_the_permutation(tmp_path):
     folder = make_set(tmp_path / "blobs", {"all": 120})
-    images = reduction._all_images(folder)
+    images = all_images(folder)
     split = holdout_split(folder, images, {"train": 60, "validation": 10, "test": 40}, 3)
     order = np.random.RandomState(3).permutation(120)
     np.testing.assert_array_equal(split.train, order[:60])
@@ -98,7 +102,7 @@ def test_the_parts_of_a_pool_are_disjoint_and_follow_the_permutation(tmp_path):
 
 def test_with_a_test_split_of_its_own_no_test_image_is_of_train(tmp_path):
     folder = make_set(tmp_path / "blobs", {"train": 80, "test": 40})
-    images = reduction._all_images(folder)
+    images = all_images(folder)
     split = holdout_split(folder, images, {"train": 50, "validation": 30, "test": 20}, 3)
     assert {images.ids[row].split("-")[0] for row in split.test} == {"test"}
     assert {images.ids[row].split("-")[0] for row in [*split.train, *split.validation]} == {"train"}
@@ -117,11 +121,11 @@ def test_with_a_test_split_of_its_own_no_test_image_is_of_train(tmp_path):
 def test_parts_larger_than_the_set_are_refused(tmp_path, rows, sizes):
     folder = make_set(tmp_path / "blobs", rows)
     with pytest.raises(InputError, match="blobs"):
-        holdout_split(folder, reduction._all_images(folder), sizes, 0)
+        holdout_split(folder, all_images(folder), sizes, 0)
 
 
 def test_training_images_of_each_subject_in_turn(tmp_path):
-    images = reduction._all_images(make_set(tmp_path / "faces", {"all": 30}, classes=3))
+    images = all_images(make_set(tmp_path / "faces", {"all": 30}, classes=3))
     split = per_subject_split(images, 4, 8)
     rng = np.random.RandomState(8)
     for subject in range(3):
@@ -178,7 +182,7 @@ def test_an_outcome_is_written_and_read_by_the_chain(tmp_path):
 def test_pca_is_centred_and_not_whitened(tmp_path):
     folder = make_set(tmp_path / "blobs", {"all": 120})
     outcome = go({**HOLDOUT, "methods": ["pca"]}, folder)
-    images = reduction._all_images(folder)
+    images = all_images(folder)
     X = images.X[holdout_split(folder, images, HOLDOUT["sizes"], 5).train].astype(np.float64)
     eigenvalues = np.linalg.eigvalsh(np.cov(X.T, bias=True))
     assert values(outcome, dimension=2)["train_mse"] == pytest.approx(eigenvalues[:-2].sum() / 64, rel=1e-4)
@@ -312,6 +316,40 @@ def test_bounds_of_the_methods_leave_arms_out(tmp_path):
 def test_what_does_not_exist_or_fit_is_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         go({**FACES, **changes}, make_set(tmp_path / "faces", {"all": 40}, 5))
+
+
+def test_a_method_that_takes_few_rows_gets_them_of_every_subject(tmp_path, monkeypatch):
+    folder, seen = make_set(tmp_path / "faces", {"all": 40}, classes=5), []
+    monkeypatch.setitem(METHODS, "pca", dataclasses.replace(METHODS["pca"], max_rows=10))
+    fit = PCA.fit
+    monkeypatch.setattr(PCA, "fit", lambda self, X, y=None: seen.append(X) or fit(self, X))
+    go({**FACES, "methods": ["pca"], "dimensions": [2]}, folder)
+    images = all_images(folder)
+    subjects = [images.labels[(images.X == row).all(1)].item() for row in seen[0]]
+    assert sorted(subjects) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_all_methods_are_judged_inside_the_same_test_images(tmp_path, monkeypatch):
+    """Also t-SNE, which takes no more than so many: among fewer images a neighbour of the same class is harder to find."""
+    folder, counts = make_set(tmp_path / "blobs", {"all": 120}), []
+    monkeypatch.setattr(reduction, "MOST_RANKED", 40)
+    leave = reduction.embedding.leave_one_out_accuracy
+    monkeypatch.setattr(
+        reduction.embedding, "leave_one_out_accuracy", lambda codes, y: counts.append(len(codes)) or leave(codes, y)
+    )
+    outcome = go({**HOLDOUT, "methods": ["pca", "tsne"], "dimensions": [2]}, folder)
+    assert counts == [40, 40]
+    sizes = {row["metric"]: row["n"] for row in outcome["metrics"] if row["variant"]["method"] == "pca"}
+    assert sizes["knn1"] == sizes["mse"] == 48 and sizes["trustworthiness"] == sizes["knn1_leave_one_out"] == 40
+
+
+def test_a_network_that_cannot_be_built_ends_the_job_before_its_first_arm(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(reduction, "_run_arm", lambda *given: ran.append(given))
+    methods = ["pca", {"method": "transformer_dr", "ablation": "token_pool", "pool": "token"}]
+    with pytest.raises(InputError, match="a multiple of 4"):
+        go({**HOLDOUT, "methods": methods}, make_set(tmp_path / "blobs", {"all": 120}))
+    assert not ran
 
 
 # ---------------------------------------- rivals

@@ -106,6 +106,25 @@ def test_recognition_counts_subjects_and_names_the_oracle(shown):
     assert "too good to be expected" in exhibit.caption
 
 
+def test_other_experiments_of_the_same_kinds_are_shown_with_their_names(shown):
+    others = {"codes": "codes_long", "recognition": "recognition_yale", "ablations": "pools"}
+    metrics = metric_rows()
+    metrics = pd.concat([metrics, metrics.replace({"experiment": others})])
+    exhibits = SYSTEM.exhibits(SystemTables(pd.DataFrame(), metrics, EMPTY["costs"], curves()))
+    titles = {exhibit.key: exhibit.title for exhibit in exhibits}
+    assert len(titles) == len(exhibits) == 2 * len(shown)
+    assert "(orl, recognition_yale, 39 subjects)" in titles["recognition-orl-recognition_yale-5"]
+    assert {"accuracy-digits-codes_long", "ablations-digits-pools-10"} < set(titles)
+
+
+def test_codes_of_other_than_two_dimensions_have_no_plots_of_two():
+    metrics = metric_rows()
+    metrics = metrics[~metrics["variant"].str.contains('"dimension":2,')]
+    exhibits = SYSTEM.exhibits(SystemTables(pd.DataFrame(), metrics, EMPTY["costs"], CURVES))
+    keys = {exhibit.key for exhibit in exhibits}
+    assert "reconstruction-digits-10" in keys and not {"accuracy-digits", "neighbours-digits"} & keys
+
+
 def test_one_dimension_is_drawn_by_method_without_chosen_or_oracle():
     metrics = metric_rows()
     metrics = metrics[~metrics["variant"].str.contains('"dimension":20,')]

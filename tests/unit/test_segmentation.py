@@ -123,6 +123,14 @@ def test_turns_and_flips_keep_image_and_mask_together():
     assert masks.sum(dim=(1, 2)).tolist() == data.masks.sum(axis=(1, 2)).tolist()
 
 
+def test_oblong_images_are_flipped_and_not_turned():
+    images, masks = torch.zeros(2, 4, 6, 3, dtype=torch.uint8), torch.zeros(2, 4, 6, dtype=torch.bool)
+    flipped, _ = Augmentation(rotate90=0.0, flip=1.0)(images, masks, np.random.default_rng(0))
+    assert flipped.shape == images.shape
+    with pytest.raises(InputError, match="rotate90.*4 x 6"):
+        Augmentation(rotate90=0.5)(images, masks, np.random.default_rng(0))
+
+
 def test_normalization_and_the_double_one_of_the_code():
     images = torch.zeros(1, 1, 1, 3, dtype=torch.uint8)
     images[..., 0] = 255  # red
@@ -244,6 +252,12 @@ def test_run_gives_paired_rows(lesions, spec, tmp_path):
     shown = {exhibit.key: exhibit for exhibit in figures_stm_unet.exhibits(SystemTables(frames[0][:0], *frames))}
     assert list(shown) == ["iou-lesions", "differences-lesions", "distractors", "complexity", "learning", "pictures"]
     assert [key for key, exhibit in shown.items() if exhibit.missing] == ["distractors", "pictures"]
+    (row,) = [row for row in shown["complexity"].rows if row[0] == "UNeXt"]
+    (score,) = [row for row in shown["iou-lesions"].rows if row[0] == "UNeXt"]
+    assert row[shown["complexity"].columns.index("test IoU (%)")] == score[1]
+    own = [frame.assign(experiment="moles") for frame in frames]
+    keys = [exhibit.key for exhibit in figures_stm_unet.exhibits(SystemTables(own[0][:0], *own))]
+    assert keys[:2] == ["iou-moles", "differences-moles"], "an experiment of the user's own is shown"
     svg, letters = figures_stm_unet.panel_svg(outcome["pictures"]["panel.png"])
     assert letters == [("A", "STM-UNet"), ("B", "UNeXt")] and svg.count("<text") == 4
 

@@ -240,6 +240,16 @@ def test_predict_pads_and_cuts_and_fits_the_skips():
     assert np.allclose(found, predict(model, padded)[..., :50, :35], atol=1e-6)
 
 
+def test_predict_leaves_a_model_as_it_is_whose_windows_grow_for_larger_images():
+    """At 32 pixels the deepest window is 4 wide, at 64 it is 8; biases that are resized twice are others than before."""
+    model = randomized(build_model("full", 32, {"stm_unet": {**TINY, "window_size": 8}}))
+    before, parameters = {name: value.clone() for name, value in model.state_dict().items()}, list(model.parameters())
+    found = predict(model, np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8))
+    assert found.shape == (1, 1, 64, 64) and model.image_size == (32, 32)
+    assert all(now is then for now, then in zip(model.parameters(), parameters, strict=True))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("settings", "word"),
     [({"bottleneck": "mlp"}, "pcas"), ({"swin_levels": (5,)}, "levels"), ({"widths": (8, 16)}, "5 widths")],

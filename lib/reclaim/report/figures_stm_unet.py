@@ -26,12 +26,13 @@ from reclaim.report.figures import (
 from reclaim.report.system import Record, System, SystemTables, by_seed, group, where
 
 KEY = "stm_unet"
-# Experiments on the same images, which are shown together: key, title.
-GROUPS = {
+# Experiments on the same images, which are shown together: key, title. An experiment of the user's own is shown by its name.
+GROUPS: dict[tuple[str, ...], tuple[str, str]] = {
     ("lesions", "variants"): ("lesions", "lesion-like images"),
-    ("isic_sixteen",): ("isic-2016", "ISIC 2016"),
-    ("isic_eighteen",): ("isic-2018", "ISIC 2018"),
-    ("membrane",): ("membrane", "cell membranes, cross-validated"),
+    ("isic",): ("isic-2018", "ISIC 2018"),
+    ("isic_older",): ("isic-2016", "ISIC 2016"),
+    ("isic_large",): ("isic-2018-large", "ISIC 2018, 512 pixels"),
+    ("isic_ablations",): ("isic-2018-ablations", "ISIC 2018, further ablations"),
 }
 NAMES = {
     "full": "STM-UNet",
@@ -46,13 +47,26 @@ NAMES = {
     "shift_only": "no parallel convolution",
     "no_swin_plain_mlp": "without Swin, plain bottleneck",
     "swin_deep": "Swin in the two deep skips",
+    "swin_shallow": "Swin in the two shallow skips",
     "swin_ratio4": "Swin with MLP ratio 4",
+    "window_2": "windows of 2",
+    "window_4": "windows of 4",
+    "window_8": "windows of 8",
+    "window_16": "windows of 16",
+    "skip_replaced": "skips replaced, not residual",
+    "no_conv3": "convolutions of 5 and 7",
+    "no_conv5": "convolutions of 3 and 7",
+    "no_conv7": "convolutions of 3 and 5",
+    "conv3_only": "the convolution of 3 alone",
+    "concat": "convolutions joined, not summed",
+    "no_width_branch": "shifts along the height alone",
+    "no_height_branch": "shifts along the width alone",
     "unext_shuffled": "UNeXt on shuffled masks",
 }
 CONTROLS = {
     "otsu": "Otsu's threshold",
     "otsu_largest": "Otsu's threshold, largest part",
-    "position": "where lesions usually lie",
+    "position": "the usual place",
 }
 RIVALS = ("unext", "unet", "transunet", "swin_unet")
 
@@ -60,13 +74,18 @@ RIVALS = ("unext", "unet", "transunet", "swin_unet")
 def exhibits(tables: SystemTables) -> list[Exhibit]:
     """Give what the section shows, in order."""
     shown = []
-    for experiments, (key, title) in GROUPS.items():
+    for experiments, (key, title) in _groups(tables).items():
         scores = _of_first_test(tables, experiments, "iou")
         if scores:
             shown += [_scores(tables, experiments, key, title, scores), _differences(key, title, scores)]
     if not shown:
         shown.append(Exhibit("iou", "Test IoU by model", missing="no experiment of this system was chosen"))
     return [*shown, _distractors(tables), _complexity(tables), _learning(tables), _pictures(tables)]
+
+
+def _groups(tables: SystemTables) -> dict[tuple[str, ...], tuple[str, str]]:
+    known = {name for names in GROUPS for name in names}
+    return GROUPS | {(name,): (name, name) for name in tables.metrics["experiment"].unique() if name not in known}
 
 
 def _of_first_test(tables: SystemTables, experiments: Sequence[str], metric: str) -> list[Record]:
@@ -200,11 +219,14 @@ def _complexity(tables: SystemTables) -> Exhibit:
     paper: dict[str, dict[str, float]] = {}
     trained: dict[str, dict[str, float]] = {}
     seconds: dict[str, float] = {}
-    for experiment in (name for names in GROUPS for name in names):
+    for experiment in (name for names in _groups(tables) for name in names):  # the first that has a model counts
         for metric in ("parameters", "macs"):
             for record in tables.metric(experiment, metric):
                 target = paper if record.keys.get("sizes") == "paper" else trained
-                target.setdefault(record.keys["model"], {})[metric] = record.value
+                target.setdefault(record.keys["model"], {}).setdefault(metric, record.value)
+        scores = [record for record in _of_first_test(tables, (experiment,), "iou") if "control" not in record.keys]
+        for model, records in group(scores, lambda r: r.keys["model"]).items():
+            trained.setdefault(model, {}).setdefault("iou", mean_interval(by_seed(records, 100).values())[0])
         for model, records in group(tables.cost(experiment, "step_cpu_s"), lambda r: r.keys["model"]).items():
             seconds.setdefault(model, mean_interval(by_seed(records).values())[0])
     if not paper and not trained:
@@ -217,6 +239,7 @@ def _complexity(tables: SystemTables) -> Exhibit:
                 for source in (paper, trained)
                 for metric in ("parameters", "macs")
             ),
+            fixed(trained.get(model, {}).get("iou", math.nan), 1),
             number(seconds.get(model, math.nan)),
         )
         for model in dict.fromkeys([*paper, *trained])
@@ -232,7 +255,7 @@ def _complexity(tables: SystemTables) -> Exhibit:
         caption=(
             "Trainable parameters of one-class models at the papers' sizes, and multiply-adds of one image of 256 x 256 pixels "
             "(torch's flop counter, halved; convolutions, matrix products and attention). The table has the same for the sizes "
-            "that were trained here, and the CPU time of one update."
+            "that were trained here, what accuracy they buy, and the CPU time of one update."
         ),
         svg=row_plot(
             f"{KEY}-complexity",
@@ -250,6 +273,7 @@ def _complexity(tables: SystemTables) -> Exhibit:
             "multiply-adds, papers' size (M)",
             "parameters, trained (M)",
             "multiply-adds, trained (M)",
+            "test IoU (%)",
             "CPU seconds of an update",
         ),
         rows=table,
@@ -264,7 +288,7 @@ def _learning(tables: SystemTables) -> Exhibit:
     """Loss on the training images."""
     title = "Loss during training"
     curves = []
-    for experiment in (name for names in GROUPS for name in names):
+    for experiment in (name for names in _groups(tables) for name in names):
         points = [r for r in tables.curve("train_loss", experiment) if r.keys["model"] in ("full", "no_swin", *RIVALS)]
         for (label, _, _), run in group(points, lambda r: (_label(r), r.seed, r.keys.get("part"))).items():
             steps = sorted((record.step, record.value) for record in run)

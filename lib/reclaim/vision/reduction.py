@@ -12,6 +12,8 @@ part is kept, never on the test part. Under `holdout` the validation part is set
 `per_subject`, where images are few, it is the last training image of every subject, and the method is then fitted anew
 on all of them. Nothing is ever fitted on test images, except t-SNE, which has no other way to place them: it has no
 accuracy from training to test codes and is judged by leave-one-out inside the test part, as all methods are, too.
+Figures inside the test part (leave-one-out, trustworthiness, continuity, silhouette) are those of its first 2,000
+images for every method, since a neighbour is the easier to find the more there are.
 """
 
 from __future__ import annotations
@@ -30,31 +32,14 @@ from reclaim.io import read_json, write_json
 from reclaim.metrics import embedding, image
 from reclaim.seeding import derive
 from reclaim.state import begin_state
-from reclaim.vision.image_sets import ImageSet, load_image_info, load_images
 from reclaim.vision.reducers import METHODS, Method, transformer_parameters
 from reclaim.vision.reduction_pictures import codes_picture, rebuilt_picture
+from reclaim.vision.reduction_splits import Split, all_images, holdout_split, per_subject_split
 
 NEIGHBOURS = 5
-MOST_RANKED = 2000  # test images whose distances are ranked: n * n ranks must fit into memory
+WITHIN = ("knn1_leave_one_out", "trustworthiness", "continuity", "silhouette")  # figures inside the test part
+MOST_RANKED = 2000  # test images that are compared with each other: n * n ranks must fit into memory
 SHOWN = 10  # test images in a picture of reconstructions
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows of one set of images: all of them, and the positions of each part."""
-
-    images: ImageSet
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-
-    def rows(self, part: str) -> np.ndarray:
-        """Pixels (n, H * W * C) of a part."""
-        return self.images.X[getattr(self, part)]
-
-    def labels(self, part: str) -> np.ndarray:
-        """Labels (n,) of a part."""
-        return self.images.labels[getattr(self, part)]
 
 
 @dataclass(frozen=True)
@@ -98,7 +83,7 @@ def run(
     splits: dict[tuple[str, int | None], Split] = {}
     arms: list[Arm] = []
     for name in names:
-        images = _all_images(data[name])
+        images = all_images(data[name])
         for count in spec["training_images"] if spec["protocol"] == "per_subject" else [None]:
             splits[name, count] = (
                 holdout_split(data[name], images, spec["sizes"], seed)
@@ -125,70 +110,6 @@ def run(
     return outcome
 
 
-# ---------------------------------------- splits
-
-
-def holdout_split(folder: Path, images: ImageSet, sizes: Mapping[str, int], seed: int) -> Split:
-    """Draw the parts: of the pool `all`, or training and validation images of `train` and test images of `test`.
-
-    The order is that of `RandomState(seed).permutation`: training rows first, test rows last.
-    """
-    rows = load_image_info(folder)["rows"]
-    order = np.random.RandomState(seed)
-    if "all" in rows:
-        taken = order.permutation(rows["all"])
-        fitted, tested = sizes["train"] + sizes["validation"], taken[-sizes["test"] :]
-        room = rows["all"] - sizes["test"]
-    elif "test" in rows:
-        taken = order.permutation(rows["train"])
-        tested = rows["train"] + order.permutation(rows["test"])[: sizes["test"]]
-        fitted, room = sizes["train"] + sizes["validation"], rows["train"]
-    else:
-        raise InputError(str(folder), f"the splits {sorted(rows)}", "`all`, or train and test")
-    if fitted > room or len(tested) < sizes["test"]:
-        raise InputError(f"sizes of {folder.name}", f"{dict(sizes)}", f"parts of its rows {rows}")
-    return Split(images, taken[: sizes["train"]], taken[sizes["train"] : fitted], tested)
-
-
-def per_subject_split(images: ImageSet, training_images: int, seed: int) -> Split:
-    """Draw the training images of every subject, in the order of the subjects; the others are the test part.
-
-    For each subject in turn `RandomState(seed).permutation` of its images, of which the first are for training; the
-    last of these is the validation part (and so part of `train`, too).
-    """
-    rng = np.random.RandomState(seed)
-    train: list[int] = []
-    validation: list[int] = []
-    test: list[int] = []
-    for subject in range(len(images.label_names)):
-        rows = np.flatnonzero(images.labels == subject)
-        if not 1 <= training_images < len(rows):
-            raise InputError(
-                f"training_images of subject {images.label_names[subject]}",
-                f"{training_images} of {len(rows)} images",
-                "at least 1, and one left for the test",
-            )
-        drawn = rows[rng.permutation(len(rows))]
-        train.extend(drawn[:training_images])
-        validation.append(drawn[training_images - 1])
-        test.extend(drawn[training_images:])
-    return Split(images, np.array(train), np.array(validation), np.array(test))
-
-
-def _all_images(folder: Path) -> ImageSet:
-    """All rows of a folder: the pool, or train followed by test."""
-    parts = [
-        load_images(folder, split) for split in ("all", "train", "test") if split in load_image_info(folder)["rows"]
-    ]
-    return ImageSet(
-        np.concatenate([part.X for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        [name for part in parts for name in part.ids],
-        parts[0].image_shape,
-        parts[0].label_names,
-    )
-
-
 # ---------------------------------------- arms
 
 
@@ -207,7 +128,17 @@ def _arms(spec: Mapping[str, Any], data: str, training_images: int | None, split
             if training_images is not None and not method.new_rows:
                 continue  # nothing to recognise by
             if dimension <= min(method.max_components(classes, len(split.train)), split.images.X.shape[1]):
-                yield Arm(data, name, dimension, training_images, changes)
+                arm = Arm(data, name, dimension, training_images, changes)
+                if method.trained:
+                    _size(arm, spec, split)  # a network that cannot be built ends the job before its first arm
+                yield arm
+
+
+def _size(arm: Arm, spec: Mapping[str, Any], split: Split) -> tuple[dict[str, Any], int]:
+    """Settings of the network of an arm, and the parameters that Transformer-DR has with them."""
+    changes = {key: value for key, value in arm.changes.items() if key != "ablation"}
+    model = {**spec["model"], **changes, "image_shape": split.images.image_shape}
+    return model, transformer_parameters(arm.dimension, split.images.image_shape, model)
 
 
 def _run_arm(arm: Arm, split: Split, spec: Mapping[str, Any], seed: int, device: str) -> dict[str, Any]:
@@ -235,7 +166,7 @@ def _run_arm(arm: Arm, split: Split, spec: Mapping[str, Any], seed: int, device:
         values |= {"learning_rate": (rate, "1"), "parameters": (estimator.n_parameters_, "count")}
     rows: dict[str, Any] = {
         "metrics": [
-            {"variant": arm.variant, "metric": name, "value": float(value), "n": len(codes), "unit": unit}
+            {"variant": arm.variant, "metric": name, "value": float(value), "n": _count(name, len(codes)), "unit": unit}
             for name, (value, unit) in values.items()
         ],
         "curves": [
@@ -253,14 +184,15 @@ def _run_arm(arm: Arm, split: Split, spec: Mapping[str, Any], seed: int, device:
 
 def _fitted(arm: Arm, method: Method, split: Split, spec: Mapping[str, Any], seed: int, device: str):
     """Fit an arm on training rows: the estimator, its learning rate and its losses (None and none if not trained)."""
-    rows, labels = split.rows("train")[: method.max_rows], split.labels("train")[: method.max_rows]
+    rows, labels = split.rows("train"), split.labels("train")
+    if len(rows) > method.max_rows:  # evenly spread, since the rows of per-subject parts go from subject to subject
+        chosen = np.linspace(0, len(rows), method.max_rows, endpoint=False).astype(int)
+        rows, labels = rows[chosen], labels[chosen]
     random_state = _random_state(seed, arm)
     if not method.trained:
         return method.build(arm.dimension, random_state, {}).fit(rows, labels if method.supervised else None), None, []
-    shape, changes = split.images.image_shape, {k: v for k, v in arm.changes.items() if k != "ablation"}
-    model = {**spec["model"], **changes, "image_shape": shape}
-    options = {**model, **spec["training"], "device": device}
-    options["target_parameters"] = transformer_parameters(arm.dimension, shape, model)
+    model, size = _size(arm, spec, split)
+    options = {**model, **spec["training"], "device": device, "target_parameters": size}
     fit_rows = rows
     if arm.training_images:
         fit_rows = split.images.X[np.setdiff1d(split.train, split.validation)]
@@ -283,6 +215,11 @@ def _random_state(seed: int, arm: Arm) -> int:
 # ---------------------------------------- what is measured: value and unit by metric
 
 
+def _count(metric: str, tested: int) -> int:
+    """How many images a figure is of, of those that were tested."""
+    return min(tested, MOST_RANKED) if metric in WITHIN else tested
+
+
 def _code_values(method, estimator, split: Split, codes, labels, rows, seed: int) -> dict[str, tuple[float, str]]:
     """Figures of the codes of the test rows."""
     values = {}
@@ -292,11 +229,12 @@ def _code_values(method, estimator, split: Split, codes, labels, rows, seed: int
         values["knn1"] = embedding.knn_accuracy(train_codes, train_labels, codes, labels)
         values["knn5"] = embedding.knn_accuracy(train_codes, train_labels, codes, labels, k=5)
         values["knn1_shuffled_labels"] = embedding.knn_accuracy(train_codes, shuffled, codes, labels)
+    rows, codes, labels = rows[:MOST_RANKED], codes[:MOST_RANKED], labels[:MOST_RANKED]
     values["knn1_leave_one_out"] = embedding.leave_one_out_accuracy(codes, labels)
-    values["trustworthiness"] = embedding.trustworthiness(rows[:MOST_RANKED], codes[:MOST_RANKED], NEIGHBOURS)
-    values["continuity"] = embedding.continuity(rows[:MOST_RANKED], codes[:MOST_RANKED], NEIGHBOURS)
+    values["trustworthiness"] = embedding.trustworthiness(rows, codes, NEIGHBOURS)
+    values["continuity"] = embedding.continuity(rows, codes, NEIGHBOURS)
     shares = {name: (value, "fraction") for name, value in values.items()}
-    return shares | {"silhouette": (embedding.silhouette(codes[:MOST_RANKED], labels[:MOST_RANKED]), "1")}
+    return shares | {"silhouette": (embedding.silhouette(codes, labels), "1")}
 
 
 def _image_values(estimator, split: Split, rebuilt: np.ndarray) -> dict[str, tuple[float, str]]:

@@ -31,7 +31,7 @@ from reclaim.metrics.segmentation import Overlap, overlap
 from reclaim.seeding import derive
 from reclaim.train import History, Recipe, train
 from reclaim.vision.images import ImageSet
-from reclaim.vision.stm_unet import grid_size
+from reclaim.vision.stm_unet import STMUNet, grid_size
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB
 SMOOTH = 1e-5
@@ -113,13 +113,27 @@ def normalize(images: Tensor, unext_compat: bool = False) -> Tensor:
 
 @dataclass
 class Augmentation:
-    """Random quarter turns and flips, each with its probability; a flip is along the height, the width or both."""
+    """Random quarter turns and flips (torch's own), each with its probability; a flip is along the height, the width or both.
+
+    The augmentation libraries draw from global streams; here a turn is a function of the seed and the step.
+    """
 
     rotate90: float = 0.5
     flip: float = 0.5
 
     def __call__(self, images: Tensor, masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """images [n, height, width, 3], masks [n, height, width] -> the same, turned together (square images)."""
+        """images [n, height, width, 3], masks [n, height, width] -> the same, turned together.
+
+        Raises InputError for quarter turns of oblong images.
+        """
+        height, width = masks.shape[1:]
+        if self.rotate90 and height != width:
+            raise InputError(
+                "augmentation.rotate90",
+                f"images of {height} x {width} pixels",
+                "square ones",
+                "Give an image_size or a crop_size, or set rotate90 to 0.",
+            )
         pairs = []
         for image, mask in zip(images, masks, strict=True):
             turns = int(rng.integers(4)) if rng.random() < self.rotate90 else 0
@@ -182,25 +196,21 @@ def predict(model: nn.Module, images: np.ndarray, *, batch_size: int = 32, unext
     """Give the probabilities of the foreground: uint8 [n, height, width, 3] -> float32 [n, classes, height, width].
 
     Images of any size: they are padded at the right and below to what the model's strides divide, and the result is cut back.
-    A model with Swin skips is fitted to the size and back. It is left in eval mode.
+    Swin skips are fitted to another size in a copy, since a window that grows and shrinks back does not come back with the same
+    position biases. The model is left in eval mode.
     """
+    model.eval()
     device, divisor = next(model.parameters()).device, model.divisor
     height, width = images.shape[1:3]
     size = (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
-    built = getattr(model, "image_size", size)
-    set_input_size = getattr(model, "set_input_size", None) if built != size else None
-    model.eval()
-    if set_input_size is not None:
-        set_input_size(size)
-    try:
-        found = []
-        for start in range(0, len(images), batch_size):
-            x = normalize(torch.from_numpy(images[start : start + batch_size]).to(device), unext_compat)
-            x = F.pad(x, (0, size[1] - width, 0, size[0] - height), mode="replicate")
-            found.append(model(x).float().sigmoid()[..., :height, :width].cpu().numpy())
-    finally:
-        if set_input_size is not None:
-            set_input_size(built)
+    if isinstance(model, STMUNet) and model.image_size != size:
+        model = copy.deepcopy(model)
+        model.set_input_size(size)
+    found = []
+    for start in range(0, len(images), batch_size):
+        x = normalize(torch.from_numpy(images[start : start + batch_size]).to(device), unext_compat)
+        x = F.pad(x, (0, size[1] - width, 0, size[0] - height), mode="replicate")
+        found.append(model(x).float().sigmoid()[..., :height, :width].cpu().numpy())
     return np.concatenate(found)
 
 

@@ -201,6 +201,10 @@ class TransformerDR(ImageAutoencoder):
     random_state: equal states give bit-equal codes on the CPU with one thread. device: "auto" is a GPU if there is one.
 
     `TransformerDR.preset("mnist", n_components=10)` gives the sizes that this project uses for a kind of image.
+
+    scikit-learn's `check_estimator` passes with `image_shape=None` and `pad=True`, as its rows have 1 to 20 features. The one
+    check that does not run is `check_array_api_input`, which scikit-learn skips unless SCIPY_ARRAY_API is set; there is no
+    support for other arrays than NumPy's.
     """
 
     def __init__(
