@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -222,11 +223,26 @@ def _score(entry: Mapping, part: str) -> float:
     return next(value for name, value in entry.items() if part in name)
 
 
+# The official search reads the sentences of these tasks in another order than training: its number -> ours.
+SEARCH_SENTENCES = {"BoolQ": {"0": "1", "1": "0"}, "COPA": {"0": "2", "1": "3", "2": "0", "3": "1"}}
+# Official numbers of TREC's classes; the words of `manual_eng` are those of LM-BFF, whose rows begin with descriptions.
+TREC = ("abbreviation", "entity", "description", "human", "location", "number")
+TREC_OF_LM_BFF = ("description", "entity", "abbreviation", *TREC[3:])
+
+
 def check_task_prompts(path: Path) -> int:
-    """The shipped prompts of every task and form; a form is one case."""
+    """The shipped prompts of every task and form, but for numbers of sentences and classes; a form is one case."""
     shipped, cases = task_prompts(), 0
     for task, forms in json.loads(path.read_text(encoding="utf-8")).items():
         for form, keys in forms.items():
+            if form == "generation":
+                order = SEARCH_SENTENCES.get(task, {})
+                keys["template"] = re.sub(
+                    r"(?<=_)\d(?=\*)", lambda number, order=order: order.get(number[0], number[0]), keys["template"]
+                )
+            if task == "trec" and "labels" in keys:
+                names = TREC_OF_LM_BFF if form == "manual_eng" else TREC
+                keys["labels"] = {names[int(number)]: word for number, word in keys["labels"].items()}
             assert shipped.get(task, {}).get(form) == keys, f"{task}, {form}: {shipped.get(task, {}).get(form)}"
             cases += 1
     return cases

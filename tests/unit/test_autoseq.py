@@ -10,7 +10,7 @@ import torch
 
 from reclaim.autoseq.decoding import ClassDecoder
 from reclaim.autoseq.pretraining import build_t5, corrupt_spans, pretrain_spans, random_spans, sentinel_ids
-from reclaim.autoseq.prompts import Prompt, Sentinels, encode_prompt, label_ids, target_ids, task_prompt
+from reclaim.autoseq.prompts import Prompt, Sentinels, encode_prompt, label_ids, target_ids, task_prompt, task_prompts
 from reclaim.autoseq.search import (
     Candidate,
     Constraints,
@@ -195,6 +195,8 @@ def test_combination_options():
     assert len({c["a"] for c in shared}) == len(shared) == 3
     with pytest.raises(InputError):
         combinations({"a": [], "b": [("x", 1.0)]})
+    with pytest.raises(InputError, match="distinct"):
+        combinations({"a": [("x", 1.0)], "b": [("x", 1.0), ("", 0.5)]}, distinct=True)
 
 
 def test_search_reads_only_the_training_prompts(model, tokenizer, prompts):
@@ -262,10 +264,24 @@ def test_ids_come_from_the_tokenizer():
 
 
 def test_prompts_of_the_paper_are_there_by_name():
-    assert task_prompt("trec", "manual")["labels"]["3"] == "human"
+    assert task_prompt("trec", "manual")["labels"]["human"] == "human"
     for task, form in (("imdb", "auto"), ("trec", "oracle")):
         with pytest.raises(InputError):
             task_prompt(task, form)
+
+
+def test_the_search_reads_the_prompt_that_is_trained():
+    """One order of sentences in both; of MPQA the official prompts differ. Words of TREC follow its classes by name."""
+    different = {
+        task
+        for task, forms in task_prompts().items()
+        if {"generation", "auto"} <= set(forms)
+        and forms["generation"]["template"].replace("<extra_id_0>", "mask") != forms["auto"]["template"]
+    }
+    assert different == {"mpqa"}
+    for form in ("manual", "manual_eng"):
+        words = task_prompt("trec", form)["labels"]
+        assert words["description"].lower() == "description" and words["entity"].lower() == "entity"
 
 
 # --------------------------------------------------------------------------------------------------------------- tuning
@@ -330,14 +346,15 @@ def test_adapters_train_low_rank_updates_alone(model, tokenizer, prompts):
 def test_the_first_best_evaluation_on_dev_is_kept(model, tokenizer, prompts):
     examples = examples_of(tokenizer, prompts)
     recipe = Recipe(num_train_steps=8, per_device_train_batch_size=3, learning_rate=1e-2)
-    tuned, _, evaluations = fit(model, examples, recipe, seed=0, dev=examples, eval_steps=1)
+
+    def dev(tuned):
+        return float(np.mean(class_scores(tuned, prompts, examples.targets).argmax(1) == examples.labels))
+
+    tuned, _, evaluations = fit(model, examples, recipe, seed=0, dev=dev, eval_steps=1)
     assert [step for step, _ in evaluations] == list(range(1, 9))
     best = max(score for _, score in evaluations)
     first = next(step for step, score in evaluations if score == best)
-    short, _, _ = fit(
-        model, examples, Recipe(num_train_steps=8, per_device_train_batch_size=3, learning_rate=1e-2), seed=0,
-        dev=Examples(prompts, examples.labels, examples.targets), eval_steps=first,
-    )  # fmt: skip
+    short, _, _ = fit(model, examples, recipe, seed=0, dev=dev, eval_steps=first)
     assert torch.equal(tuned.shared.weight, short.shared.weight)
 
 

@@ -7,10 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reclaim.autoseq import experiment
+from reclaim.autoseq import arms, experiment
 from reclaim.autoseq.arms import few_shot_rows
 from reclaim.autoseq.experiment import run
-from reclaim.autoseq.selection import grid_report, macro_f1, objective, official_split, rank_by_dev, task_metrics
+from reclaim.autoseq.selection import (
+    grid_report,
+    macro_f1,
+    objective,
+    official_split,
+    rank_by_dev,
+    selection_score,
+    task_metrics,
+)
 from reclaim.data import materialize
 from reclaim.errors import InputError
 from reclaim.outcome import write_outcome
@@ -132,6 +140,35 @@ def test_test_labels_choose_nothing(data, outcome, tmp_path, monkeypatch):
             assert accuracies(other)[variant] == pytest.approx(1 - value)
 
 
+def test_standard_fine_tuning_has_its_checkpoint_chosen_too(data, tmp_path, monkeypatch):
+    """As often as every other arm: at each evaluation, and once for the grid."""
+    score, calls = arms.selection_score, []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return score(*arguments)
+
+    monkeypatch.setattr(arms, "selection_score", counted)
+    recipes = {"few": {**FEW, "eval_steps": 1}}
+    trained = {"trained": "full", "recipe": "few"}
+    for method in ("manual", "fine_tuning"):
+        calls.clear()
+        spec = {**SPEC, "few_shot": {**SPEC["few_shot"], "sets": 1}, "recipes": recipes}
+        spec["arms"] = [{"method": method, **trained}]
+        run(spec, 7, data=data, device="cpu", state_dir=tmp_path / method)
+        assert len(calls) == FEW["num_train_steps"] + 1
+
+
+def test_a_task_may_have_other_numbers_of_rows(data, tmp_path):
+    spec = {**SPEC, "arms": ARMS[:1]}
+    spec["tasks"] = [
+        {**SPEC["tasks"][0], "name": f"{k} rows", "few_shot": {"k": k}} if k else SPEC["tasks"][0] for k in (2, None)
+    ]
+    found = run(spec, 7, data=data, device="cpu", state_dir=tmp_path)
+    keys = {(row["variant"]["task"], row["variant"]["k"]) for row in found["items"]}
+    assert keys == {("2 rows", 2), ("task", 4)}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -197,6 +234,9 @@ def test_ranks_and_reports():
 
 def test_metrics_of_tasks():
     assert macro_f1([0, 2, 1, 1], [0, 0, 1, 1]) == pytest.approx((2 / 3 + 0 + 1) / 3)
-    assert objective({"acc": 0.2, "f1": 0.9}) == 0.9
+    found = [objective(task) for task in ("QQP", "CoLA", "sts-b", "mnli", "")]
+    assert found == ["f1", "mcc", "pearson", "accuracy", "accuracy"]
+    assert selection_score("mrpc", [1, 1, 0], [1, 0, 0]) == pytest.approx(2 / 3)
+    assert selection_score("", [1, 1, 0, 0], [1, 0, 0, 0]) == 0.75
     with pytest.raises(InputError, match="MultiRC"):
         task_metrics("multirc", [0], [1])

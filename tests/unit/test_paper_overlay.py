@@ -17,7 +17,10 @@ import torch
 from snakemake.common.configfile import load_configfile
 
 import hub_copies
+from reclaim import tables
 from reclaim.autoseq import experiment as autoseq
+from reclaim.claims import decide
+from reclaim.claims_yaml import load_claims
 from reclaim.config import check_config
 from reclaim.data import load_info
 from reclaim.finetune import prediction_table, run_job
@@ -205,6 +208,25 @@ def test_label_sequences_are_searched_and_trained(folders, fetched, tmp_path, ta
     assert (found["metric"] == "accuracy").sum() == len(spec["arms"])
     extra = {"CB": "f1", "MultiRC": "em"}.get(task)
     assert extra is None or (found["metric"] == extra).sum() == len(spec["arms"])
+    chosen_by = set(found["metric"][found["metric"].str.startswith("dev_")])
+    assert chosen_by == {"dev_f1" if task in ("CB", "MultiRC") else "dev_accuracy"}
+    claims = load_claims(hub_copies.ROOT / "claims.yaml", hub_copies.ROOT / "schemas" / "claims.schema.json")
+    keys = {"paper": "autoseq", "experiment": "tasks", "seed": 13}
+    frames = [tables.frame([row | keys for row in outcome[kind]], kind) for kind in ("metrics", "items")]
+    decided = decide([claim for claim in claims if claim.paper == "autoseq"], *frames)
+    assert not (decided["verdict"] == "invalid").any(), decided[["claim", "reason"]].to_dict("records")
+    compared = decided[decided["verdict"] != "not_testable"]["claim"]
+    assert {"C1", "C2", "C2b", "C2c", "C3", "C4a", "C5a", "C5b", "C5c", "C5d", "C6", "C7"} <= set(compared)
+
+
+def test_arms_that_are_trained_have_grids_of_the_same_size():
+    spec = CONFIG["experiments"]["autoseq"]["tasks"]
+    recipes = {arm["recipe"] for arm in spec["arms"] if "recipe" in arm} - {"few-high"}  # which is compared with itself
+    sizes = {
+        name: len(spec["recipes"][name]["learning_rate"]) * len(spec["recipes"][name]["per_device_train_batch_size"])
+        for name in recipes
+    }
+    assert len(sizes) == 5 and set(sizes.values()) == {9}
 
 
 def _autoseq(experiment: str, task: str) -> dict:

@@ -12,7 +12,7 @@ A regression (STS-B) has two classes, scores below and from the border: label se
 prediction lies between low and high by the probability of the second (`tuning.regression_predictions`).
 
 `trained`: `none` (zero-shot), `full`, `prompt` (soft prompt), `lora`. `selection`: `first`, the best combination by contrast,
-or `dev`, the best of the combinations by development accuracy after training each from the same weights. `labels: shuffled`
+or `dev`, the best of the combinations by development score after training each from the same weights. `labels: shuffled`
 permutes the labels of training and development rows (a null control; `draw` numbers the permutations of a split). `search`
 changes settings of the search. Test rows are predicted and never read otherwise.
 """
@@ -31,11 +31,10 @@ import pandas as pd
 
 from reclaim.autoseq.prompts import WORD_START, Prompt, encode_prompt, target_ids, task_prompt
 from reclaim.autoseq.search import Constraints, SearchResult, SearchSettings, search
-from reclaim.autoseq.selection import STS_B_BORDER, official_split, rank_by_dev
+from reclaim.autoseq.selection import STS_B_BORDER, official_split, rank_by_dev, selection_score
 from reclaim.autoseq.tuning import (
     Examples,
     class_scores,
-    dev_score,
     fit,
     generated_classes,
     predictions,
@@ -56,9 +55,10 @@ class Task:
     """A task's name, classes (names as the prompts have them), prompts, columns of its sentences, and rows.
 
     `search` changes settings of the search for this task (TREC: 10 candidates a class enter combinations, not 20), and
-    `few_shot` how its rows are drawn (CoLA and SuperGLUE: `in_place`). `tests` names the parts of `test` in their order, with
-    the number of rows of each: "" is the task's own, others are further test sets (MNLI-mm). Rows of a regression have their
-    class as `label` and their value as `score`.
+    `few_shot` how its rows are drawn (CoLA and SuperGLUE: `in_place`). `metrics` names its official metrics (see
+    `selection.task_metrics`; "" where accuracy is all), `groups` the columns by which they group rows. `tests` names the parts
+    of `test` in their order, with the number of rows and the metrics of each: "" is the task's own, others are further test
+    sets (MNLI-mm). Rows of a regression have their class as `label` and their value as `score`.
     """
 
     name: str
@@ -69,12 +69,18 @@ class Task:
     test: pd.DataFrame
     search: Mapping[str, Any]
     few_shot: Mapping[str, Any]
-    tests: Mapping[str, int]
+    metrics: str
+    groups: Sequence[str]
+    tests: Mapping[str, tuple[int, str]]
 
     @property
     def is_regression(self) -> bool:
         """Whether what is predicted is a number."""
         return "score" in self.train
+
+    def groups_of(self, rows: pd.DataFrame) -> list[tuple] | None:
+        """The group of each row, None where the metrics know no groups."""
+        return list(map(tuple, rows[list(self.groups)].to_numpy())) if self.groups else None
 
     def form(self, name: str) -> Mapping[str, Any]:
         """The keys of one form of the prompt."""
@@ -98,7 +104,7 @@ class Models:
 class Result:
     """What an arm predicted on the test rows (-1: no class), its label texts, and what it is selected by (nan: nothing).
 
-    `dev_score` is the accuracy on dev, of a regression Pearson's correlation.
+    `dev_score` is the metric `selection.objective` of the task on the development rows.
     """
 
     predicted: np.ndarray
@@ -168,9 +174,8 @@ class Split:
     ):
         self.task, self.models, self.spec, self.number, self.state_path = task, models, spec, number, state_path
         self.seed = derive(seed, task.name, number)
-        rows, dev_rows = few_shot_rows(
-            {**spec["few_shot"], **task.few_shot}, task.train["label"].tolist(), seed, number
-        )
+        self._few_shot = {**spec["few_shot"], **task.few_shot}
+        rows, dev_rows = few_shot_rows(self._few_shot, task.train["label"].tolist(), seed, number)
         self._rows = {
             "train": task.train.iloc[rows], "dev": task.train.iloc[dev_rows], "test": task.test, "all": task.train,
         }  # fmt: skip
@@ -186,7 +191,7 @@ class Split:
         """The keys that name an arm in the tables."""
         method = arm["method"]
         variant = {
-            "task": self.task.name, "split": self.number, "k": self.spec["few_shot"]["k"], "method": method,
+            "task": self.task.name, "split": self.number, "k": self._few_shot["k"], "method": method,
             "trained": arm.get("trained", "none"), "labels": arm.get("labels", "true"),
         }  # fmt: skip
         if method in ("autoseq", "autoword"):
@@ -264,8 +269,8 @@ class Split:
             for text in labels
         ]
         chosen = "all" if arm.get("rows") == "all" else "train"
-        examples = self._examples(form, chosen, targets, arm)
-        dev = self._examples(form, "dev", targets, arm) if chosen == "train" else None
+        values = self._rows[chosen]["score"].tolist() if self.task.is_regression else None
+        examples = Examples(self.prompts(form, chosen), self._labels(chosen, arm), targets, values)
         test = self.prompts(form, "test")
 
         def predict(model, prompts: Sequence[Prompt]) -> np.ndarray:
@@ -275,18 +280,23 @@ class Split:
                 return generated_classes(model, tokenizer, prompts, labels)
             return predictions(class_scores(model, prompts, targets))
 
+        def on_dev(model) -> float:
+            rows = self._rows["dev"]
+            true = rows["score"].to_numpy() if self.task.is_regression else np.array(self._labels("dev", arm))
+            found = predict(model, self.prompts(form, "dev"))
+            return selection_score(self.task.metrics, found, true, self.task.groups_of(rows))
+
         if trained == "none":
-            assert dev is not None  # `run` has seen to it
-            result = Result(predict(self.models.tuned, test), dev_score(self.models.tuned, dev), labels)
+            result = Result(predict(self.models.tuned, test), on_dev(self.models.tuned), labels)
         else:
             best = None
             for setting, eval_steps in self._grid(arm["recipe"], len(examples.prompts)):
                 model, _, _ = fit(
                     self.models.tuned, examples, setting, seed=self.seed, trained=trained,
-                    dev=None if plain else dev, eval_steps=eval_steps,
+                    dev=on_dev if chosen == "train" else None, eval_steps=eval_steps,
                     state_path=self.state_path if chosen == "all" else None, run=f"{self.seed} {key}",
                 )  # fmt: skip
-                score = float("nan") if dev is None else dev.score(predict(model, dev.prompts))
+                score = on_dev(model) if chosen == "train" else float("nan")
                 if best is None or score > best[0]:
                     best = (score, model)
             assert best is not None  # a grid has at least one setting
@@ -309,10 +319,6 @@ class Split:
     def test_labels(self) -> np.ndarray:
         """The classes of the test rows; of a regression their values."""
         return self.task.test["score" if self.task.is_regression else "label"].to_numpy()
-
-    def _examples(self, form: str, part: str, targets: Sequence[Sequence[int]], arm: Mapping[str, Any]) -> Examples:
-        values = self._rows[part]["score"].tolist() if self.task.is_regression else None
-        return Examples(self.prompts(form, part), self._labels(part, arm), targets, values)
 
     def _search_form(self) -> str:
         """The template of the search, where the prompts have one of its own."""

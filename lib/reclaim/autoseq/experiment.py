@@ -23,7 +23,7 @@ import pandas as pd
 from reclaim.autoseq.arms import Models, Split, Task, border_classes, encode_rows
 from reclaim.autoseq.pretraining import build_t5, pretrain_spans
 from reclaim.autoseq.prompts import target_ids
-from reclaim.autoseq.selection import task_metrics
+from reclaim.autoseq.selection import objective, task_metrics
 from reclaim.autoseq.tuning import class_scores
 from reclaim.data import load_info, load_split
 from reclaim.errors import InputError
@@ -69,13 +69,12 @@ def run(
     models, outcome = _models(spec, seed, data, device, state_dir / "model")
     for task in tasks:
         outcome["metrics"] += _language_check(task, models, spec["search"].get("terminator", "end"))
-    units = [(entry, task, number) for entry, task in zip(spec["tasks"], tasks, strict=True)
-             for number in range(spec["few_shot"].get("sets", 1))]  # fmt: skip
-    for place, (entry, task, number) in enumerate(progress(units)):
+    units = [(task, number) for task in tasks for number in range(spec["few_shot"].get("sets", 1))]
+    for place, (task, number) in enumerate(progress(units)):
         path = state_dir / f"split-{place}.json"
         if not path.exists():
             split = Split(task, models, spec, seed, number, path.with_suffix(".train"))
-            write_json(_run_split(split, spec["arms"], entry), path)
+            write_json(_run_split(split, spec["arms"]), path)
         done = read_json(path)
         for kind in KINDS:
             outcome[kind] += done.get(kind, [])
@@ -106,9 +105,12 @@ def _task(entry: Mapping[str, Any], data: Mapping[str, Path]) -> Task:
     if len(classes) != len(found):
         raise InputError(f"{place}: classes", f"{len(classes)} classes", f"one for each of {found}")
     changes = {key: entry.get(key, {}) for key in ("search", "few_shot")}
-    sizes = {name: len(frame) for name, frame in frames.items()}
-    name = entry.get("name", entry["data"])
-    return Task(name, classes, entry["prompts"], sentences, train, test, tests=sizes, **changes)
+    usual = "sts-b" if is_regression else ""
+    parts = {name: (len(frame), tests[name].get("metrics", usual)) for name, frame in frames.items()}
+    return Task(
+        entry.get("name", entry["data"]), classes, entry["prompts"], sentences, train, test, tests=parts,
+        metrics=parts[""][1], groups=entry.get("groups", ()), **changes,
+    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------------- models
@@ -216,18 +218,19 @@ def _language_check(task: Task, models: Models, terminator: str) -> list[dict]:
 # ----------------------------------------------------------------------------------------------------------------- arms
 
 
-def _run_split(split: Split, arms: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]) -> dict[str, list]:
+def _run_split(split: Split, arms: Sequence[Mapping[str, Any]]) -> dict[str, list]:
     """All arms of a split: accuracy with items, the score on dev, the labels that were used, and the searches.
 
-    `entry`, the task of the spec, may name official `metrics`, the columns by which they group rows (`groups`), and further
-    test sets, whose rows have their name as `test` in their variant. A regression has its official metrics alone.
+    Rows of a further test set have its name as `test` in their variant. A regression has its official metrics alone.
     """
     metrics, items, listed = [], [], set()
-    groups = list(map(tuple, split.task.test[entry["groups"]].to_numpy())) if "groups" in entry else None
+    groups = split.task.groups_of(split.task.test)
     labels, ids = split.test_labels(), split.task.test["id"].tolist()
-    official = {"": entry.get("metrics"), **{each["name"]: each.get("metrics") for each in entry.get("more_tests", [])}}
-    ends = np.cumsum(list(split.task.tests.values())).tolist()
-    parts = {name: slice(end - size, end) for (name, size), end in zip(split.task.tests.items(), ends, strict=True)}
+    ends = np.cumsum([size for size, _ in split.task.tests.values()]).tolist()
+    parts = {
+        name: (slice(end - size, end), official)
+        for (name, (size, official)), end in zip(split.task.tests.items(), ends, strict=True)
+    }
 
     def add(variant: dict, metric: str, value: float, n: int, unit: str) -> None:
         metrics.append({"variant": variant, "metric": metric, "value": float(value), "n": n, "unit": unit})
@@ -238,7 +241,7 @@ def _run_split(split: Split, arms: Sequence[Mapping[str, Any]], entry: Mapping[s
             raise InputError(f"arms.{place}", f"the settings of arm {names.index(name)}", "each arm once")
     for arm in arms:
         variant, result = split.variant(arm), split.run(arm)
-        for name, part in parts.items():
+        for name, (part, official) in parts.items():
             own = {**variant, "test": name} if name else variant
             predicted, true = result.predicted[part], labels[part]
             if not split.task.is_regression:
@@ -248,14 +251,11 @@ def _run_split(split: Split, arms: Sequence[Mapping[str, Any]], entry: Mapping[s
                     {"variant": own, "metric": "accuracy", "item": str(item), "value": float(value)}
                     for item, value in zip(ids[part], right, strict=True)
                 ]
-            own_groups = groups[part] if groups else None
-            found = task_metrics(official[name], predicted, true, own_groups) if official[name] else {}
-            for metric, value in found.items():
+            for metric, value in task_metrics(official, predicted, true, groups[part] if groups else None).items():
                 if metric != "acc":
                     add(own, metric.replace("/", "_"), value, len(true), "fraction")
         if not math.isnan(result.dev_score):
-            metric = "dev_pearson" if split.task.is_regression else "dev_accuracy"
-            add(variant, metric, result.dev_score, split.n_dev, "fraction")
+            add(variant, f"dev_{objective(split.task.metrics)}", result.dev_score, split.n_dev, "fraction")
         label_words = float(np.mean([len(text.split()) for text in result.labels]))
         add(variant, "label_words", label_words, len(result.labels), "count")
         for name, text in zip(split.task.classes, result.labels, strict=True):

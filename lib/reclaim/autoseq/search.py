@@ -83,7 +83,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Settings of a search under the official names' meaning; `of_words` gives AutoWord's.
+    """Settings of a search, by default the official ones for sequences; words have a wider beam (`arms`).
 
     `beam`: width; `max_length`: the official constant, of which the loop runs two steps fewer; `num_candidates`: kept per
     class; `per_class`: candidates of a class that enter combinations; `num_combinations`: kept; `terminator` (`end` or
@@ -273,6 +273,8 @@ def combinations(
 
     `ranked` are (text, score) of each class, best first, of which `per_class` enter. Equal sums come in the order of the
     Cartesian product. Sums are taken from a heap, in order, without enumerating the product.
+
+    Raises `InputError` for a class without candidates, and where `distinct` leaves no combination.
     """
     lists = [list(found)[:per_class] for found in ranked.values()]
     if not lists or not all(lists):
@@ -303,6 +305,10 @@ def combinations(
             if place + 1 < len(lists[i]) and following not in seen:
                 seen.add(following)
                 heapq.heappush(heap, (-total(following), following))
+    if not chosen:
+        raise InputError(
+            "search.distinct", "no combination of different texts that are not empty", "one", "Widen search.beam."
+        )
     return chosen, scores
 
 

@@ -21,8 +21,8 @@ Identity = TypeVar("Identity", bound=Hashable)
 STS_B_BORDER = 2.5
 """STS-B's scores below it are the class `low` of the split and of the search."""
 
-# What a checkpoint is kept by: the first of these that the task has.
-OBJECTIVES = ("mnli/acc", "mnli-mm/acc", "f1", "mcc", "pearson", "acc")
+# What a model is chosen by where that is not accuracy: the first of F1, MCC and Pearson's correlation that a task has.
+OBJECTIVES = {"mrpc": "f1", "qqp": "f1", "cb": "f1", "multirc": "f1", "cola": "mcc", "sts-b": "pearson"}
 
 
 def official_split(
@@ -70,7 +70,7 @@ def grid_report(trials: Iterable[Mapping[str, Any]], dev: str, test: str, split:
 def task_metrics(
     task: str, predictions: Values, labels: Values, groups: Sequence[Hashable] | None = None
 ) -> dict[str, float]:
-    """The metrics of a task under their official names.
+    """The metrics of a task under their official names; accuracy alone for a task that has no others.
 
     `groups` are MultiRC's questions, one for each answer. Raises `InputError` where MultiRC has none.
     """
@@ -94,9 +94,21 @@ def task_metrics(
     return {"acc": accuracy}
 
 
-def objective(metrics: Mapping[str, float]) -> float:
-    """The metric that selects a checkpoint."""
-    return next(metrics[name] for name in OBJECTIVES if name in metrics)
+def objective(task: str) -> str:
+    """Name of the metric that a model of the task is chosen by, `accuracy` for a task without metrics of its own.
+
+    One for checkpoints, grids and combinations; the official re-ranking of combinations takes a metric that its user names
+    (in the released files EM for MultiRC, else these).
+    """
+    return OBJECTIVES.get(task.lower(), "accuracy")
+
+
+def selection_score(task: str, predictions: Values, labels: Values, groups: Sequence[Hashable] | None = None) -> float:
+    """The value of `objective`; arguments and errors as of `task_metrics`."""
+    name = objective(task)
+    if name == "accuracy":
+        return classification.accuracy(predictions, labels).value
+    return task_metrics(task, predictions, labels, groups)[name]
 
 
 def macro_f1(predictions: Values, labels: Values) -> float:

@@ -13,7 +13,7 @@ is LoRA on the query and value projections (`reclaim.adapters`), said wherever i
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from reclaim.adapters import add_lora
 from reclaim.autoseq.prompts import Prompt
 from reclaim.batches import epoch_batches
 from reclaim.errors import InputError
-from reclaim.metrics.classification import pearson
 from reclaim.scoring import Request, evaluating, pad_right, score_continuations
 from reclaim.seeding import derive
 from reclaim.train import History, Recipe, train
@@ -83,7 +82,8 @@ def regression_loss(
 class SoftPromptModel(torch.nn.Module):
     """A frozen model with trainable vectors in place of the literal words of the template; see the module's docstring.
 
-    `prompt` is one of the prompts: literal text is the same in all. Raises `InputError` for a template without literal text.
+    Dropout of the frozen model follows `train` and `eval`, as in the official code. `prompt` is one of the prompts: literal
+    text is the same in all. Raises `InputError` for a template without literal text.
     """
 
     def __init__(self, model, prompt: Prompt):
@@ -93,10 +93,6 @@ class SoftPromptModel(torch.nn.Module):
         self.model = model.requires_grad_(False)
         words = torch.tensor([prompt.input_ids[position] for position in prompt.literals], device=model.device)
         self.soft_prompt = torch.nn.Parameter(model.get_input_embeddings()(words).detach().clone())
-
-    def train(self, mode: bool = True) -> SoftPromptModel:
-        """Dropout of the frozen model follows the mode, as in the official code."""
-        return super().train(mode)
 
     def logits(self, prompts: Sequence[Prompt], targets: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (rows, longest, vocabulary) of a target for each prompt, and the labels, -100 where padded."""
@@ -135,12 +131,6 @@ class Examples:
     targets: Sequence[Sequence[int]]
     values: Sequence[float] | None = None
 
-    def score(self, predicted: np.ndarray) -> float:
-        """Share of right classes; of a regression Pearson's correlation."""
-        if self.values is not None:
-            return pearson(predicted, self.values).value
-        return float(np.mean(predicted == np.asarray(self.labels)))
-
 
 def fit(
     model,
@@ -149,16 +139,16 @@ def fit(
     *,
     seed: int,
     trained: str = "full",
-    dev: Examples | None = None,
+    dev: Callable[[Any], float] | None = None,
     eval_steps: int | None = None,
     state_path: Path | None = None,
     run: str = "",
 ) -> tuple[Any, History, list[tuple[int, float]]]:
     """Train a copy of `model` on the targets of the right classes, in a regression on the share of the second of the two.
 
-    trained: `full`, `prompt` (soft prompt) or `lora`. With `dev` and `eval_steps` the weights with the strictly best score on
-    dev are kept (the first wins ties); else the last ones. `state_path` and `run`: see `reclaim.train.train`. Gives the trained
-    model, the record of its training, and (step, dev score) of each evaluation.
+    trained: `full`, `prompt` (soft prompt) or `lora`. With `dev`, which scores a model on development rows, and `eval_steps`
+    the weights with the strictly best score are kept (the first wins ties); else the last ones. `state_path` and `run`: see
+    `reclaim.train.train`. Gives the trained model, the record of its training, and (step, dev score) of each evaluation.
 
     Raises `InputError` for another `trained`, and as `reclaim.train.train` does.
     """
@@ -194,7 +184,7 @@ def fit(
     def evaluate(step: int) -> None:
         if dev is None or not eval_steps or step % eval_steps:
             return
-        value = dev_score(tuned, dev)
+        value = dev(tuned)
         if not evaluations or value > max(score for _, score in evaluations):
             for name, parameter in tuned.named_parameters():
                 if parameter.requires_grad:
@@ -222,12 +212,6 @@ def _target_scores(model, prompts: Sequence[Prompt], target: Sequence[int]) -> t
     """Summed log-probability of one target given each prompt: (rows,), nats; differentiable."""
     logits, labels = target_logits(model, prompts, [target] * len(prompts))
     return -F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(1)
-
-
-def dev_score(model, examples: Examples) -> float:
-    """`Examples.score` of what a model predicts by the scores of the targets."""
-    found = class_scores(model, examples.prompts, examples.targets)
-    return examples.score(predictions(found) if examples.values is None else regression_predictions(found))
 
 
 def generated_classes(model, tokenizer, prompts: Sequence[Prompt], names: Sequence[str], batch_size: int = 64):
