@@ -10,9 +10,10 @@ from torch import nn
 
 from reclaim.objectives import option_lm_loss
 from reclaim.optim import MeZO
-from reclaim.optim.just_in_time import JustInTime, round_to
+from reclaim.optim.just_in_time import JustInTime
 from reclaim.optim.slots import trainable_slots
 from reclaim.optim.streams import Scratch
+from reclaim.optim.update import round_to
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 60}
 IDS = torch.randint(4, 60, (4, 9), generator=torch.Generator().manual_seed(1))
@@ -187,4 +188,4 @@ def test_half_weights_keep_float32_moments():
     optimizer = MeZO([("w", p)], 1e-3, optimizer="adam")
     for _ in range(3):
         optimizer.step(lambda: p.detach().float().sum())
-    assert all(moment.dtype == torch.float32 for moment in optimizer._moments[0])
+    assert all(moment.dtype == torch.float32 for moment in optimizer.rule.moments[0])

@@ -143,7 +143,7 @@ def test_20000_steps_fit_in_100000_bytes_even_of_a_large_model(tmp_path):
     optimizer = MeZO([(name, nn.Parameter(p)) for name, p in named], 1e-6)
     with record(optimizer, tmp_path / "log"):
         for value in np.random.default_rng(0).normal(size=20_000):
-            optimizer.recorder.append([value])
+            optimizer.recorder([value])
         optimizer.num_steps = 20_000
     assert (tmp_path / "log").stat().st_size <= 100_000
     log = read_log(tmp_path / "log")
@@ -189,6 +189,32 @@ def test_a_wrong_frozen_base_is_refused(tmp_path):
     other[0].weight.data[0, 0] += 1
     with pytest.raises(InputError, match="frozen weights"):
         replay(tmp_path / "log", other)
+
+
+def test_pairs_of_names_and_parameters_may_stand_for_a_module_with_frozen_weights(tmp_path):
+    trained, base = with_frozen(0), with_frozen(0)
+    run(trained, tmp_path / "log", 3)
+    replay(tmp_path / "log", list(base.named_parameters()))
+    assert digest(base) == digest(trained)
+
+
+def test_the_weights_of_an_earlier_step_can_be_rebuilt(tmp_path):
+    early, base = model(), model()
+    run(model(), tmp_path / "long", 8, optimizer="adam")
+    run(early, tmp_path / "short", 3, optimizer="adam")
+    assert replay(tmp_path / "long", base, num_steps=3).num_steps == 3
+    assert digest(base) == digest(early)
+    with pytest.raises(InputError, match="num_steps"):
+        replay(tmp_path / "long", model(), num_steps=9)
+
+
+def test_numbers_of_numpy_can_be_recorded(tmp_path):
+    trained, base = model(), model()
+    optimizer = MeZO(trained, np.float32(0.5), np.float32(0.125), seed=np.int64(3), num_directions=np.int32(2))
+    with record(optimizer, tmp_path / "log"):
+        optimizer.step(batch_loss(trained, 0))
+    replay(tmp_path / "log", base)
+    assert digest(base) == digest(trained)
 
 
 def test_a_log_of_another_device_type_is_refused(tmp_path):

@@ -103,28 +103,6 @@ class JustInTime:
             target[start:stop] = z.mul_(scale * slot.perturb_scale).add_(stored[start:stop])
 
 
-def round_to(work: torch.Tensor, target: torch.Tensor, generator: torch.Generator | None, scratch: Scratch) -> None:
-    """Write `work` (float32) into `target` (bfloat16 or float16), both of one dimension.
-
-    With a generator, rounding is stochastic: to one of the two neighbours with the probability that makes the
-    expectation exact. An update smaller than half a unit in the last place, which rounding to nearest always loses,
-    then counts on average. A value that `target` can hold is kept exactly in either way.
-    """
-    target.copy_(work)
-    if generator is None:
-        return
-    nearest = scratch.take("nearest", work.numel(), work.dtype, work.device).copy_(target)
-    residual = work.sub_(nearest)
-    bits = target.view(torch.int16)
-    # Sign and magnitude: one more is the neighbour away from zero, one less the neighbour towards it; the neighbours
-    # of zero are the smallest number of either sign (0x0001 and 0x8001).
-    neighbour = torch.where((residual < 0) == (nearest < 0), bits + 1, bits - 1)
-    neighbour = torch.where(nearest == 0, torch.where(residual < 0, -0x7FFF, 1).to(torch.int16), neighbour)
-    gap = neighbour.view(target.dtype).to(work.dtype).sub_(nearest)
-    chance = scratch.take("chance", work.numel(), work.dtype, work.device).uniform_(generator=generator)
-    bits.copy_(torch.where(residual.div_(gap) > chance, neighbour, bits))
-
-
 def needs_just_in_time(slots: Sequence[Slot]) -> bool:
     """Whether any slot is of half precision, where restoring in place drifts."""
     return any(compute_dtype(slot.parameter.dtype) != slot.parameter.dtype for slot in slots)

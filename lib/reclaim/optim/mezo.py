@@ -6,7 +6,8 @@ the SPSA estimate. For one direction z ~ N(0, I), regenerated from a seed,
     g = (L(w + eps z) - L(w - eps z)) / (2 eps),        w <- w - learning_rate * (g z + weight_decay * w).
 
 Also here: n-SPSA (the mean or sum of g z over n directions), momentum and Adam on the estimate, and the block-wise
-variance- and expectation-modified SPSA, in which a block is perturbed by z / c and updated by c z or by z.
+variance- and expectation-modified SPSA, in which a block is perturbed by z / c and updated by c z or by z. How z is drawn
+is in `streams.py`, what the update does with the estimate in `update.py`, the log of a run in `trajectory.py`.
 
 Differences from the official code (princeton-nlp/MeZO)
 * Three sweeps over the weights instead of four: the restoring sweep and the update are one.
@@ -28,7 +29,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -36,19 +36,14 @@ from torch import nn
 
 from reclaim.errors import InputError
 from reclaim.optim.arguments import number, one_of, whole
-from reclaim.optim.just_in_time import JustInTime, needs_just_in_time, round_to
-from reclaim.optim.slots import Slot, compute_dtype, set_factors, trainable_slots
+from reclaim.optim.just_in_time import JustInTime, needs_just_in_time
+from reclaim.optim.slots import compute_dtype, set_factors, trainable_slots
 from reclaim.optim.streams import Direction, Scratch, direction_factory, directions_at
+from reclaim.optim.update import UpdateRule
 from reclaim.seeding import derive
 
 Closure = Callable[[], torch.Tensor | float]
 NamedParameters = Iterable[tuple[str, torch.Tensor]]
-
-
-class Recorder(Protocol):
-    """What a trajectory log offers to the optimiser."""
-
-    def append(self, projected_grads: Sequence[float]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,51 +126,41 @@ class MeZO:
         join: Callable[[list[float]], list[float]] | None = None,
         num_threads: int = 1,
     ):
-        one_of("direction_schedule", direction_schedule, "constant", "linear")
-        one_of("direction_reduction", direction_reduction, "mean", "sum")
-        one_of("optimizer", optimizer, "sgd", "momentum", "adam")
-        one_of("scale_estimate", scale_estimate, "variance", "expectation")
-        one_of("rounding", rounding, "stochastic", "nearest")
-        number("eps", eps, lambda x: x > 0, "a positive number")
-        number("weight_decay", weight_decay, lambda x: x >= 0, "a number >= 0")
-        number("momentum", momentum, lambda x: 0 <= x < 1, "a number in [0, 1)")
-        number("adam_eps", adam_eps, lambda x: x > 0, "a positive number")
-        if len(betas) != 2:
-            raise InputError("MeZO(betas=...)", repr(betas), "two numbers in [0, 1)")
-        for beta in betas:
-            number("betas", beta, lambda x: 0 <= x < 1, "two numbers in [0, 1)")
-        whole("num_directions", num_directions, 1)
-        whole("seed", seed, 0)
+        if not callable(learning_rate):
+            learning_rate = number(
+                "learning_rate", learning_rate, lambda x: x >= 0, "a number >= 0 or a function of the step"
+            )
+        self.learning_rate = learning_rate
+        self.eps = number("eps", eps, lambda x: x > 0, "a positive number")
+        self.weight_decay = number("weight_decay", weight_decay, lambda x: x >= 0, "a number >= 0")
+        self.num_directions = whole("num_directions", num_directions, 1)
+        self.direction_schedule = one_of("direction_schedule", direction_schedule, "constant", "linear")
         if direction_schedule == "linear" or num_train_steps is not None:
-            whole("num_train_steps", num_train_steps, 1)
-        whole("num_threads", num_threads, 1)
-        if num_threads > 1 and rng != "per_tensor":
-            raise InputError("MeZO(num_threads=...)", f"{num_threads} with rng={rng!r}", "1, or rng='per_tensor'")
+            num_train_steps = whole("num_train_steps", num_train_steps, 1)
+        self.num_train_steps = num_train_steps
+        self.direction_reduction = one_of("direction_reduction", direction_reduction, "mean", "sum")
+        self.optimizer = one_of("optimizer", optimizer, "sgd", "momentum", "adam")
+        self.momentum = number("momentum", momentum, lambda x: 0 <= x < 1, "a number in [0, 1)")
         if momentum_horizon is not None:
-            whole("momentum_horizon", momentum_horizon, 1)
+            momentum_horizon = whole("momentum_horizon", momentum_horizon, 1)
             if optimizer != "momentum":
                 raise InputError("MeZO(momentum_horizon=...)", f"optimizer={optimizer!r}", "optimizer='momentum'")
-        if not callable(learning_rate):
-            number("learning_rate", learning_rate, lambda x: x >= 0, "a number >= 0 or a function of the step")
-
-        self.learning_rate = learning_rate
-        self.eps = float(eps)
-        self.weight_decay = float(weight_decay)
-        self.decay_filter = decay_filter
-        self.num_directions = num_directions
-        self.direction_schedule = direction_schedule
-        self.num_train_steps = num_train_steps
-        self.direction_reduction = direction_reduction
-        self.optimizer = optimizer
-        self.momentum = float(momentum)
         self.momentum_horizon = momentum_horizon
-        self.betas = tuple(map(float, betas))
-        self.adam_eps = float(adam_eps)
-        self.block_scales = {block: float(scale) for block, scale in (block_scales or {}).items()}
-        self.scale_estimate = scale_estimate
+        if len(betas) != 2:
+            raise InputError("MeZO(betas=...)", repr(betas), "two numbers in [0, 1)")
+        beta1, beta2 = (number("betas", beta, lambda x: 0 <= x < 1, "two numbers in [0, 1)") for beta in betas)
+        self.betas = beta1, beta2
+        self.adam_eps = number("adam_eps", adam_eps, lambda x: x > 0, "a positive number")
+        self.block_scales = {
+            block: number(f"block_scales[{block!r}]", scale, lambda x: x > 0, "a positive number")
+            for block, scale in (block_scales or {}).items()
+        }
+        self.scale_estimate = one_of("scale_estimate", scale_estimate, "variance", "expectation")
         self.rng = rng
-        self.seed = seed
-        self.rounding = rounding
+        self.seed = whole("seed", seed, 0)
+        self.rounding = one_of("rounding", rounding, "stochastic", "nearest")
+        if whole("num_threads", num_threads, 1) > 1 and rng != "per_tensor":
+            raise InputError("MeZO(num_threads=...)", f"{num_threads} with rng={rng!r}", "1, or rng='per_tensor'")
         self.direction_seeds = None if direction_seeds is None else iter(direction_seeds)
         self.join = join
 
@@ -186,14 +171,18 @@ class MeZO:
         self.scratch = Scratch()
         self._just_in_time = None if self.in_place else JustInTime(self.module, self.slots, self.scratch)
         self.open_direction = direction_factory(rng, self.slots, self.scratch, random_access=not self.in_place)
-
+        # A momentum that is recomputed comes as directions, and stores nothing.
+        rule = "sgd" if momentum_horizon is not None else self.optimizer
+        self.rule = UpdateRule(
+            self.slots, self.scratch, rule, self.weight_decay, self.momentum, self.betas, self.adam_eps, self.rounding,
+            self.seed,
+        )  # fmt: skip
+        self._past: deque[list[tuple[int, float]]] = deque(maxlen=max(0, (momentum_horizon or 1) - 1))
         self._threads = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
 
         self.num_steps = 0
-        self.recorder: Recorder | None = None
+        self.recorder: Callable[[Sequence[float]], None] | None = None  # called with each step's projected gradients
         self._interrupted = False
-        self._moments: list[tuple[torch.Tensor, ...]] = self._zero_moments()
-        self._past: deque[list[tuple[int, float]]] = deque(maxlen=max(0, (momentum_horizon or 1) - 1))
         double = any(slot.parameter.dtype == torch.float64 for slot in self.slots)
         self.scalar_dtype = np.dtype("<f8" if double else "<f4")
 
@@ -229,7 +218,7 @@ class MeZO:
             own = [(p - m) / (2 * self.eps) for p, m in zip(plus, minus, strict=True)]
             grads = self._round(self.join(own) if self.join else own)
             if self.recorder is not None:
-                self.recorder.append(grads)
+                self.recorder(grads)
             self._update(directions, grads, learning_rate, replaying=False)
         self._interrupted = False
         return StepResult(step, learning_rate, seeds, tuple(plus), tuple(minus), grads)
@@ -314,10 +303,11 @@ class MeZO:
         def visit(index: int) -> None:
             slot = self.slots[index]
             weights, a = slot.flat(), self.eps * slot.perturb_scale
-            rounding = self._rounding_generator(slot, step)
+            descend = self.rule.of(index, step, learning_rate)
             streams = [(direction.chunks(index), g * slot.update_scale) for direction, g in past + terms]
             for start, stop in slot.bounds():
-                w, grad = weights[start:stop], None
+                w = weights[start:stop]
+                grad = self.scratch.take("grad", stop - start, compute_dtype(w.dtype), w.device)
                 for k, (chunks, g) in enumerate(streams):
                     _, _, z = next(chunks)
                     if self.in_place and k >= len(past):
@@ -326,19 +316,11 @@ class MeZO:
                             w.add_(z, alpha=-2 * a)
                         if replaying or k + 1 == len(streams):
                             w.add_(z, alpha=a)
-                    if len(streams) == 1:
-                        grad = z.mul_(g)
-                    elif grad is None:
-                        grad = torch.mul(z, g, out=self.scratch.take("grad", stop - start, z.dtype, z.device))
+                    if k == 0:
+                        torch.mul(z, g, out=grad)
                     else:
                         grad.add_(z, alpha=g)
-                assert grad is not None  # of at least one direction
-                if w.dtype == grad.dtype:
-                    self._descend(w, grad, index, start, stop, learning_rate)
-                else:
-                    work = self.scratch.take("work", stop - start, grad.dtype, grad.device).copy_(w)
-                    self._descend(work, grad, index, start, stop, learning_rate)
-                    round_to(work, w, rounding, self.scratch)
+                descend(start, stop, grad)
 
         self._sweep(visit)
         self.num_steps = step
@@ -370,25 +352,6 @@ class MeZO:
         for _ in self._threads.map(visit, by_size):
             pass
 
-    def _descend(
-        self, w: torch.Tensor, grad: torch.Tensor, index: int, start: int, stop: int, learning_rate: float
-    ) -> None:
-        """Apply the optimiser to one chunk of weights. `grad` is the chunk of sum_i g_i z_i."""
-        decay = learning_rate * self.weight_decay if self.slots[index].decayed else 0.0
-        moments = [moment[start:stop] for moment in self._moments[index]]
-        if self.optimizer == "adam":
-            (mean, square), (beta1, beta2), t = moments, self.betas, self.num_steps + 1
-            mean.mul_(beta1).add_(grad, alpha=1 - beta1)
-            square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            root = torch.sqrt(square, out=grad).add_(self.adam_eps)
-            w.addcdiv_(mean, root, value=-learning_rate * math.sqrt(1 - beta2**t) / (1 - beta1**t))
-        elif moments:
-            grad = moments[0].mul_(self.momentum).add_(grad)
-        if decay:
-            w.add_(w, alpha=-decay)
-        if self.optimizer != "adam":
-            w.add_(grad, alpha=-learning_rate)
-
     # ------------------------------------------------------------------ what a step is made of
 
     def _direction_seeds(self, step: int) -> tuple[int, ...]:
@@ -402,10 +365,9 @@ class MeZO:
 
     def _learning_rate(self) -> float:
         if not callable(self.learning_rate):
-            return float(self.learning_rate)
+            return self.learning_rate
         value = self.learning_rate(self.num_steps)
-        number("learning_rate", value, lambda x: x >= 0, f"a number >= 0 after {self.num_steps} steps")
-        return float(value)
+        return number("learning_rate", value, lambda x: x >= 0, f"a number >= 0 after {self.num_steps} steps")
 
     def _loss(self, closure: Closure) -> float:
         loss = closure()
@@ -424,13 +386,6 @@ class MeZO:
     def _round(self, values: Sequence[float]) -> tuple[float, ...]:
         return tuple(float(value) for value in np.asarray(values, dtype=self.scalar_dtype))
 
-    def _rounding_generator(self, slot: Slot, step: int) -> torch.Generator | None:
-        """The stream by which updates of a half-precision tensor are rounded, or None: to nearest."""
-        if self.rounding == "nearest" or compute_dtype(slot.parameter.dtype) == slot.parameter.dtype:
-            return None
-        generator = torch.Generator(slot.parameter.device)
-        return generator.manual_seed(derive(self.seed, "rounding", step, slot.name))
-
     @contextmanager
     def _eval_mode(self) -> Iterator[None]:
         training = [part for part in self.module.modules() if part.training] if self.module is not None else []
@@ -441,10 +396,3 @@ class MeZO:
         finally:
             for part in training:
                 part.training = True
-
-    def _zero_moments(self) -> list[tuple[torch.Tensor, ...]]:
-        count = {"sgd": 0, "momentum": int(self.momentum_horizon is None), "adam": 2}[self.optimizer]
-        return [
-            tuple(torch.zeros_like(slot.flat(), dtype=compute_dtype(slot.parameter.dtype)) for _ in range(count))
-            for slot in self.slots
-        ]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 
 from reclaim.errors import InputError
-from reclaim.optim.arguments import number
 
 # The two rules of the official code. `large_models`: by substring, with the case as written, so that BERT's and
 # RoBERTa's `LayerNorm.weight` IS decayed. `medium_models` in its efficient mode decays everything.
@@ -132,8 +131,6 @@ def set_factors(
     if not callable(decays):
         names = ", ".join(map(repr, DECAY_FILTERS))
         raise InputError("MeZO(decay_filter=...)", repr(decay_filter), f"{names} or a function of the name")
-    for block, scale in block_scales.items():
-        number(f"block_scales[{block!r}]", scale, lambda x: x > 0, "a positive number")
     unused = set(block_scales) - {block_of(slot.name) for slot in slots}
     if unused:
         raise InputError("MeZO(block_scales=...)", f"blocks {sorted(unused)}", "blocks of trainable parameters")

@@ -32,7 +32,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,8 @@ def record(optimizer: MeZO, path: str | Path) -> Iterator[int]:
             file.write(bytes(_SEAL.size))
     else:
         _create(path, header)
-    optimizer.recorder = recorder = _Recorder(path, optimizer.scalar_dtype)
+    recorder = _Recorder(path, optimizer.scalar_dtype)
+    optimizer.recorder = recorder.append
     try:
         yield optimizer.num_steps
         recorder.seal(optimizer.num_steps, _trained_digest(optimizer))
@@ -163,15 +164,15 @@ def _create(path: Path, header: dict[str, Any]) -> None:
 def _header(optimizer: MeZO) -> dict[str, Any]:
     slots = optimizer.slots
     trained = {id(slot.parameter) for slot in slots}
-    rest: list[tuple[str, torch.Tensor]] = []
+    frozen = None  # of pairs of names and parameters no more than these is known
     if optimizer.module is not None:
         rest = [(name, p) for name, p in optimizer.module.named_parameters() if id(p) not in trained]
-        rest += list(optimizer.module.named_buffers())
+        frozen = weights_digest([*rest, *optimizer.module.named_buffers()])
     learning_rate = optimizer.learning_rate
     return {
         "tensors": [[slot.name, list(slot.parameter.shape), str(slot.parameter.dtype)] for slot in slots],
         "base": _trained_digest(optimizer),
-        "frozen": weights_digest(rest) if rest else None,
+        "frozen": frozen,
         "device": sorted({slot.parameter.device.type for slot in slots}),
         "arguments": json.loads(json.dumps({name: getattr(optimizer, name) for name in ARGUMENTS})),
         "decayed": sorted(slot.name for slot in slots if slot.decayed),
@@ -225,16 +226,22 @@ def replay(
     path: str | Path,
     module: nn.Module | NamedParameters,
     learning_rate: Callable[[int], float] | None = None,
+    num_steps: int | None = None,
 ) -> MeZO:
     """Turn the base weights in `module` into the trained weights, and give the optimiser as it was after the last step.
 
     learning_rate: needed where the run used a function.
+    num_steps: how many steps to repeat, where the weights of an earlier one are wanted (that of the best development
+        score). None: all.
+    Frozen weights and buffers are compared where both the run and this call were given a module and not pairs.
 
     Raises InputError that names what differs from the recorded run: the base weights, the frozen weights, the tensors
     or their order, the device type, or (of a sealed log) the rebuilt weights. Another torch version or instruction set
     than the recorded ones is warned about; where it matters, the seal finds out.
     """
     log = read_log(path)
+    if num_steps is not None and not 0 <= num_steps <= len(log.steps):
+        raise InputError(str(path), f"{len(log.steps)} steps", f"the {num_steps} that num_steps= asks for")
     recorded = log.header["learning_rate"]
     if recorded is None and learning_rate is None:
         raise InputError(str(path), "a run whose learning rate was a function", "that function as learning_rate=")
@@ -247,7 +254,7 @@ def replay(
         **log.header["arguments"],
     )
     _refuse_mismatch(log.path, log.header, _header(optimizer))
-    _replay_steps(optimizer, log)
+    _replay_steps(optimizer, log if num_steps is None else replace(log, steps=log.steps[:num_steps]))
     return optimizer
 
 
@@ -285,7 +292,8 @@ def _refuse_mismatch(path: Path, recorded: dict[str, Any], present: dict[str, An
             compare("parameter order:", ours, theirs, "Pass (name, parameter) pairs in the recorded order.")
     for key in ("base", "frozen"):
         remedy = "Load the weights that the run started from."
-        compare(f"{key} weights of SHA-256", present[key], recorded[key], remedy)
+        if present[key] and recorded[key]:
+            compare(f"{key} weights of SHA-256", present[key], recorded[key], remedy)
     for key in ("torch", "cpu", "chunk"):
         if present[key] != recorded[key]:
             warnings.warn(f"{path}: recorded with {key} {recorded[key]}, replayed with {present[key]}", stacklevel=4)
