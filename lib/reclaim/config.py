@@ -17,7 +17,12 @@ from reclaim.errors import InputError
 from reclaim.prompting import get_template
 from reclaim.sources import check_spec
 
-METHODS_WITHOUT_TRAINING = ("zero_shot", "calibrated", "icl")
+ARM_KEYS = {
+    "mezo": {"recipe", "parameters", "objective", "labels"},
+    "backprop": {"recipe", "parameters", "labels"},
+    "icl": {"num_demonstrations"},
+}
+"""What an arm of a method may hold beside method, task, checkpoints and prompt."""
 PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -232,7 +237,7 @@ def _check_experiment(config: dict, place: str, experiment: dict) -> None:
                 )
     for index, arm in enumerate(experiment["arms"]):
         where = f"{place}.arms[{index}]"
-        trains = arm["method"] not in METHODS_WITHOUT_TRAINING
+        _check_arm(arm, f"config: {where}")
         if arm["method"] in ("mezo", "backprop"):
             if "recipe" not in arm:
                 raise InputError(f"config: {where}", "no recipe", f"one, for the method {arm['method']}")
@@ -240,13 +245,13 @@ def _check_experiment(config: dict, place: str, experiment: dict) -> None:
         for task_name in listed(arm["task"]):
             _must_exist(config, "tasks", task_name, f"{where}.task")
             task = config["tasks"][task_name]
-            if trains and "few_shot" not in task:
+            if arm["method"] != "zero_shot" and "few_shot" not in task:
                 raise InputError(f"config: tasks.{task_name}", "no few_shot", "how its training rows are sampled")
+            reader = arm["method"] if arm["method"] == "calibrated" else ""
             if arm.get("recipe") and config["recipes"][arm["recipe"]].get("select") == "best_dev":
-                if not task["few_shot"].get("dev") and task["few_shot"]["sampling"] != "kshot":
-                    raise InputError(
-                        f"config: tasks.{task_name}.few_shot", "no dev rows", f"some: {arm['recipe']} selects on them"
-                    )
+                reader = arm["recipe"]
+            if reader and not task["few_shot"].get("dev") and task["few_shot"]["sampling"] != "kshot":
+                raise InputError(f"config: tasks.{task_name}.few_shot", "no dev rows", f"some: {reader} looks at them")
             if arm.get("prompt", True):
                 for model, family in sorted(families):
                     if family not in task.get("templates", {}):
@@ -255,6 +260,27 @@ def _check_experiment(config: dict, place: str, experiment: dict) -> None:
                             f"no template for {family} models such as {model!r}",
                             f"one under `{family}`, or `prompt: false` at {where}",
                         )
+            templates = task["templates"] if arm.get("prompt", True) else {}
+            generates = "causal" in templates and get_template(templates["causal"], "causal").generation
+            if generates and arm["method"] in ("calibrated", "linear_probing"):
+                found = f"{arm['method']!r} for {task_name!r}, whose answers are generated"
+                raise InputError(f"config: {where}.method", found, "a method that does not choose a label")
+            fit = ("loss", "f1") if generates else ("loss", "accuracy")
+            if arm.get("objective", "loss") not in fit:
+                found = f"{arm['objective']!r} for the task {task_name!r}"
+                raise InputError(f"config: {where}.objective", found, f"{' or '.join(fit)} for it")
+
+
+def _check_arm(arm: dict, place: str) -> None:
+    """Refuse what the arm's method would not follow, and what it cannot do without."""
+    method = arm["method"]
+    unread = sorted(set(arm) - {"method", "task", "checkpoints", "prompt"} - ARM_KEYS.get(method, set()))
+    if unread:
+        raise InputError(f"{place}.{unread[0]}", f"a key that {method} does not read", "an arm without it")
+    if method == "icl" and "num_demonstrations" not in arm:
+        raise InputError(place, "no num_demonstrations", "how many, for the method icl")
+    if method in ("icl", "linear_probing") and not arm.get("prompt", True):
+        raise InputError(f"{place}.prompt", f"false for the method {method}", "true")
 
 
 def _check_masking(config: dict, where: str, model: str, masking: dict) -> None:

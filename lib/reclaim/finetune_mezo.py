@@ -27,8 +27,12 @@ from reclaim.seeding import derive
 
 log = logging.getLogger(__name__)
 
-OPTIONS = ("eps", "weight_decay", "optimizer", "num_directions")
-"""Keys of a recipe that `MeZO` takes as they are."""
+OPTIONS = {key: key for key in ("eps", "weight_decay", "optimizer", "num_directions")}
+OPTIONS |= {"adam_betas": "betas", "adam_epsilon": "adam_eps"}
+"""Keys of a recipe that `MeZO` takes as they are, and its names for them."""
+
+OTHERS = ("num_train_steps", "per_device_train_batch_size", "learning_rate", "lr_scheduler_type", "estimator")
+"""The other keys that a recipe may have."""
 
 
 @torch.inference_mode()
@@ -47,8 +51,14 @@ def finetune_mezo(
     Of several processes each writes a log, of the same bytes; that of rank 0 is the one that is kept and resumed from.
 
     The learning rate is constant, as in the paper. An interrupted run is replayed from its log and goes on. The modified
-    estimators measure their block scales on the first batch (parameter norms).
+    estimators scale by the blocks' parameter norms, measured once, before the first step.
+
+    Raises `InputError` for a key of the recipe that it would not follow, such as a warm-up.
     """
+    if unread := sorted(set(recipe) - set(OPTIONS) - set(OTHERS)):
+        raise InputError(
+            f"recipes.*.{unread[0]}", "a key that MeZO does not read", f"among {', '.join((*OPTIONS, *OTHERS))}"
+        )
     if recipe.get("lr_scheduler_type", "constant") != "constant":
         raise InputError("recipes.*.lr_scheduler_type", repr(recipe["lr_scheduler_type"]), "constant, for MeZO")
     estimator = recipe.get("estimator", "spsa")
@@ -70,7 +80,7 @@ def finetune_mezo(
         seed=derive(seed, "directions"),
         rng="per_tensor" if spread else "sequential",
         join=joined if parallel.world_size() > 1 else None,
-        **{key: recipe[key] for key in OPTIONS if key in recipe},
+        **{name: recipe[key] for key, name in OPTIONS.items() if key in recipe},
         **modified,
     )
     take = epoch_batches(len(train_rows), recipe["per_device_train_batch_size"], derive(seed, "batches"))

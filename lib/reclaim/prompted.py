@@ -1,7 +1,8 @@
 """Predictions without fine-tuning: zero-shot, calibrated zero-shot, in-context learning, linear probing.
 
-Malladi et al. 2023 (MeZO), section 3 and appendix E, compare these with fine-tuning on the same rows: demonstrations and
-probing see the training rows of a few-shot set, and nothing sees test labels.
+Malladi et al. 2023 (MeZO), section 3 and appendix E, compare these with fine-tuning: probing sees the training rows of a
+few-shot set, demonstrations too, or, under MeZO's own rule for OPT (`subset`), all training rows, as in its code. Nothing sees
+test labels. Zero-shot predictions are those of a fine-tuned model (`Problem.predict`) before its first step.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from reclaim.problems import (
     evaluation_batches,
     make_problem,
 )
+from reclaim.sampling import icl_seeds, mezo_subset
 from reclaim.scoring import evaluating
-from reclaim.seeding import derive
 from reclaim.tables import variant_json
 from reclaim.tasks import FewShotSet, TaskData, few_shot_sets, load_task
 
@@ -73,8 +74,9 @@ def _predict(arm: dict, problem: Problem, data: TaskData, few_shot: FewShotSet, 
     if method == "icl":
         if not isinstance(problem, OptionProblem | MaskedPromptProblem):
             raise InputError("arms[*]", "icl without a prompt", "prompt: true")
-        rows, train = data.test.to_dict("records"), few_shot.train.to_dict("records")
-        demonstrations = draw_demonstrations(len(rows), train, arm["variant"]["num_demonstrations"], seed)
+        rows = data.test.to_dict("records")
+        train = data.train if arm["task"]["few_shot"]["sampling"] == "subset" else few_shot.train
+        demonstrations = draw_demonstrations(train, len(rows), arm["variant"]["num_demonstrations"], seed)
         if isinstance(problem, GenerationProblem):
             texts = generate_answers(
                 problem.model, problem.tokenizer, problem.template, rows, demonstrations,
@@ -89,10 +91,15 @@ def _from_scores(scores: np.ndarray) -> Predictions:
     return Predictions(scores.argmax(axis=1), scores.astype(np.float32), [""] * len(scores))
 
 
-def draw_demonstrations(num_rows: int, train: list[dict], count: int, seed: int) -> list[list[dict]]:
-    """A demonstration set of its own for every test row, drawn without replacement (MeZO's rule)."""
-    rng = np.random.default_rng(derive(seed, "demonstrations"))
-    return [[train[i] for i in rng.permutation(len(train))[:count]] for _ in range(num_rows)]
+def draw_demonstrations(train: pd.DataFrame, num_rows: int, count: int, seed: int) -> list[list[dict]]:
+    """A demonstration set of its own for every test row, drawn without replacement: MeZO's rule, and its draws at seed 0.
+
+    Raises `InputError` where there are fewer training rows.
+    """
+    if count > len(train):
+        raise InputError("arms[*].num_demonstrations", str(count), f"at most the {len(train)} training rows")
+    drawn = [mezo_subset(len(train), count, each) for each in icl_seeds(num_rows, seed)]
+    return [train.iloc[rows].to_dict("records") for rows in drawn]
 
 
 def linear_probing(problem: Problem, train: pd.DataFrame, test: pd.DataFrame) -> Predictions:

@@ -95,6 +95,6 @@ def mezo_split(n_rows: int, n_train: int, n_dev: int, seed: int) -> tuple[np.nda
     return chosen[: len(chosen) - n_dev], chosen[len(chosen) - n_dev :]
 
 
-def icl_seeds(n_rows: int) -> np.ndarray:
-    """Seeds of the demonstration set of each evaluated row (MeZO draws a separate set for every row)."""
-    return np.random.RandomState(0).randint(0, 10000, n_rows)
+def icl_seeds(n_rows: int, seed: int = 0) -> np.ndarray:
+    """Seeds of the demonstration set of each evaluated row (MeZO draws a separate set for every row, always with seed 0)."""
+    return np.random.RandomState(seed).randint(0, 10000, n_rows)

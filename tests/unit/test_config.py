@@ -46,6 +46,8 @@ def test_every_overlay_passes(overlay, monkeypatch):
 
 RATES = ("experiments", "mlm_masking", "rates")
 METHODS = ("experiments", "mezo", "methods")
+PARAMETERS = ("experiments", "mezo", "parameters")
+CAUSAL = ("experiments", "mezo", "causal")
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,14 @@ METHODS = ("experiments", "mezo", "methods")
         ((*RATES, "arms", 0, "recipe"), "absent", "arms[0].recipe"),
         ((*RATES, "arms", 0, "prompt"), True, "tasks.topics.templates"),
         ((*METHODS, "arms", 2, "task"), "absent", "arms[2].task"),
+        ((*METHODS, "arms", 6, "objective"), "accuracy", "arms[6].objective"),
+        ((*METHODS, "arms", 5, "objective"), "f1", "arms[5].objective"),
+        ((*CAUSAL, "arms", 2, "objective"), "accuracy", "arms[2].objective"),
+        ((*CAUSAL, "arms", 0, "method"), "calibrated", "arms[0].method"),
+        ((*METHODS, "arms", 0, "labels"), "shuffled", "arms[0].labels"),
+        ((*PARAMETERS, "arms", 1), {"method": "icl", "task": "last"}, "arms[1]: found no num_demonstrations"),
+        ((*PARAMETERS, "arms", 2, "prompt"), False, "arms[2].prompt"),
+        (("tasks", "last", "few_shot", "dev"), 0, "tasks.last.few_shot"),
         (("tasks", "last", "few_shot"), {"sampling": "per_class", "k": 64}, "tasks.last.few_shot"),
         (("tasks", "last", "templates", "masked"), "absent", "tasks.last.templates.masked"),
         (("tasks", "last", "templates", "masked"), {"template": "no mask"}, "tasks.last.templates.masked"),

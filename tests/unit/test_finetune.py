@@ -14,9 +14,11 @@ from reclaim.errors import InputError
 from reclaim.finetune import run_job
 from reclaim.finetune_backprop import finetune_backprop
 from reclaim.finetune_mezo import finetune_mezo
+from reclaim.optim.trajectory import read_log, replay
 from reclaim.pretrain import pretrain
 from reclaim.problems import evaluation_batches, make_problem
-from reclaim.prompted import run_prompt_job
+from reclaim.prompted import draw_demonstrations, run_prompt_job
+from reclaim.sampling import icl_seeds, mezo_subset
 from reclaim.tasks import few_shot_sets, load_task
 from reclaim.tokenization import train_tokenizer
 
@@ -93,7 +95,7 @@ def arm(made, method="backprop", model="roberta", task="last", recipe=None, **va
     }
 
 
-def run(made, *arms, seed=1, folder="state", identity="x"):
+def run(made, *arms, seed=1, folder="state", identity="x", **options):
     method = {"backprop": finetune_backprop, "mezo": finetune_mezo}[arms[0]["method"]]
     return run_job(
         {"seed": seed, "arms": list(arms)},
@@ -103,6 +105,7 @@ def run(made, *arms, seed=1, folder="state", identity="x"):
         identity=identity,
         progress=iter,
         count=lambda **work: None,
+        **options,
     )
 
 
@@ -166,6 +169,28 @@ def test_the_accuracy_objective_has_steps_of_one_row(made):
     rows = problem.encode(data.test.iloc[:16])
     value = problem.objective(rows)
     assert value * 16 == pytest.approx(round(value * 16))
+
+
+@pytest.mark.parametrize("parameters", ["full", "lora"])
+def test_the_log_of_a_job_rebuilds_the_weights_that_it_tested(made, tmp_path, parameters):
+    spec = arm(made, "mezo", recipe={"learning_rate": [1e-2, 1e-3], "eval_steps": 10}, parameters=parameters)
+    predictions, history = run(made, spec, trajectories=tmp_path)
+    data, selected = load_task(spec["task"], spec["data"]), history[history["selected"]].iloc[0]
+    problem = make_problem(spec, data, "cpu", seed=1)
+    (path,) = tmp_path.iterdir()
+    assert read_log(path).header["learning_rate"] == selected["learning_rate"]
+    replay(path, problem.model, num_steps=int(selected["step"]))
+    found = problem.predict(problem.encode(data.test))
+    assert np.array_equal(found.scores, np.stack(predictions["scores"]).astype(np.float32))
+
+
+def test_mezo_follows_every_key_of_its_recipe_or_refuses_it(made):
+    adam = {"num_train_steps": 2, "eval_steps": 1, "optimizer": "adam"}
+    plain, _ = run(made, arm(made, "mezo", recipe=adam))
+    other, _ = run(made, arm(made, "mezo", recipe=adam | {"adam_betas": [0.1, 0.2]}))
+    assert np.stack(plain["scores"]).tolist() != np.stack(other["scores"]).tolist()
+    with pytest.raises(InputError, match="warmup_steps"):
+        run(made, arm(made, "mezo", recipe={"warmup_steps": 5}), folder="warm")
 
 
 def test_texts_whose_letters_the_tokenizer_would_drop_are_refused(made, tmp_path):
@@ -316,6 +341,28 @@ def test_prompting_arms(made):
     assert accuracy(probing) > 0.6
     calibrated = predictions[predictions["variant"].str.contains("calibrated")]
     assert 0.2 < calibrated["prediction"].mean() < 0.8
+
+
+def test_demonstrations_are_drawn_as_in_the_official_code():
+    rows = pd.DataFrame({"text": [f"row {number}" for number in range(50)], "label": 0})
+    drawn = draw_demonstrations(rows, 3, 4, seed=0)
+    expected = [rows["text"].iloc[mezo_subset(50, 4, seed)].tolist() for seed in icl_seeds(3)]
+    assert [[row["text"] for row in each] for each in drawn] == expected
+    assert draw_demonstrations(rows, 3, 4, seed=1) != drawn
+    with pytest.raises(InputError, match="at most the 50"):
+        draw_demonstrations(rows, 3, 51, seed=0)
+
+
+def test_mezos_rule_for_opt_takes_demonstrations_from_all_training_rows(made, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "reclaim.prompted.draw_demonstrations", lambda train, n, *_: seen.append(len(train)) or [[]] * n
+    )
+    spec = arm(made, "icl", "opt", num_demonstrations=1)
+    run_prompt_job({"seed": 1, "arms": [spec]}, "cpu")
+    spec["task"] = spec["task"] | {"few_shot": {"sampling": "subset", "size": 30, "dev": 10}}
+    run_prompt_job({"seed": 1, "arms": [spec]}, "cpu")
+    assert seen == [64, 200]
 
 
 def test_mean_loss_is_the_objective(made):
