@@ -1,7 +1,7 @@
 """Peak memory of MeZO, of inference on the same batch, and of backprop, each in a fresh process.
 
-    python benchmarks/mezo_memory.py                       # 125M OPT, and a model with one tensor of 200 MB: a minute
-    or two python benchmarks/mezo_memory.py --models opt-9m --threads 2
+    python benchmarks/mezo_memory.py          # 125M OPT, and a model with one tensor of 200 MB: a minute or two
+    python benchmarks/mezo_memory.py --models opt-9m --threads 2
 
 Figures are above the loaded model: `VmHWM` on CPU, see `reclaim.memory`. `extra` is what a method needs beyond
 inference, as a share of the largest tensor. Goal: MeZO's extra at most 0.05.

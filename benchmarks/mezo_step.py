@@ -4,8 +4,8 @@ The reference is Algorithm 1 as princeton-nlp/MeZO spells it out: four sweeps ov
 the stream, draws one tensor of normal numbers per parameter and builds new weights from whole-tensor expressions. Both
 sides run the same forward passes, so the sweeps are also timed alone, with a closure that returns a constant.
 
-    python benchmarks/mezo_step.py                    # 125M parameters, batch 16 x 32 tokens: about two minutes on one
-    core python benchmarks/mezo_step.py --hidden-size 256 --num-layers 4 --vocab-size 16000
+    python benchmarks/mezo_step.py            # 125M parameters, batch 16 x 32 tokens: about two minutes on one core
+    python benchmarks/mezo_step.py --hidden-size 256 --num-layers 4 --vocab-size 16000
 
 Goals: sweeps at most 0.4x of the reference's, the whole step never slower.
 """
