@@ -18,6 +18,7 @@ with job(snakemake) as context:
             snakemake.params.spec,
             iter_texts(inputs.data, ["train"]),
             tokenizer,
+            held_out=iter_texts(inputs.data, ["test"]),
             pmi=pd.read_parquet(inputs.pmi) if "pmi" in inputs.keys() else None,
             device=context.device(),
             state_path=snakemake.params.state,

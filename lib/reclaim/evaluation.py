@@ -19,9 +19,13 @@ LAST_STEPS = 20
 
 
 def task_score(metric: str, rows: pd.DataFrame) -> float:
-    """The figure of one training set's predictions under a task's metric."""
+    """The figure of one training set's predictions under a metric."""
     if metric == "accuracy":
         return float((rows["prediction"] == rows["label"]).mean())
+    if metric == "auc":
+        from sklearn.metrics import roc_auc_score
+
+        return float(roc_auc_score(rows["label"], rows["scores"].map(lambda scores: scores[1] - scores[0])))
     if metric == "f1":
         return f1(rows["prediction"].to_numpy(), rows["label"].to_numpy()).value
     if metric == "matthews":
@@ -32,27 +36,18 @@ def task_score(metric: str, rows: pd.DataFrame) -> float:
 
 
 def prediction_metrics(predictions: pd.DataFrame, metric: str) -> Iterable[dict]:
-    """Metric rows of one run (variant and seed): the task's metric, mean over its training sets; AUC of two-class scores.
+    """Metric rows of one run (variant and seed), each the mean over its training sets.
 
+    The task's metric; beside F1 accuracy, as GLUE has both for MRPC and QQP; beside accuracy AUC where there are two classes.
     `predictions` has the columns set, item, label, prediction, scores (list of floats, one a class), text, answers.
     """
-    sets = [rows for _, rows in predictions.groupby("set", sort=True)]
-    yield {
-        "metric": metric,
-        "value": float(np.mean([task_score(metric, rows) for rows in sets])),
-        "n": len(predictions),
-        "unit": "fraction",
-    }
+    wanted = [metric, "accuracy"] if metric == "f1" else [metric]
     if metric == "accuracy" and predictions["label"].nunique() == 2 and len(predictions["scores"].iloc[0]) == 2:
-        from sklearn.metrics import roc_auc_score
-
-        margin = predictions["scores"].map(lambda scores: scores[1] - scores[0])
-        yield {
-            "metric": "auc",
-            "value": float(roc_auc_score(predictions["label"], margin)),
-            "n": len(predictions),
-            "unit": "fraction",
-        }
+        wanted.append("auc")
+    sets = [rows for _, rows in predictions.groupby("set", sort=True)]
+    for name in wanted:
+        value = float(np.mean([task_score(name, rows) for rows in sets]))
+        yield {"metric": name, "value": value, "n": len(predictions), "unit": "fraction"}
 
 
 def item_rows(predictions: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -81,7 +76,8 @@ def history_metrics(history: pd.DataFrame) -> Iterable[dict]:
 
 
 def pretraining_metrics(checkpoint: dict, training: dict, reference_loss: dict[str, float]) -> Iterable[dict]:
-    """Metric rows of one pre-training run: last loss (nats, at its own rate), the plateau it had to leave, work done.
+    """Metric rows of one pre-training run: last loss and held-out loss (nats, at its own rate), the plateau it had to leave,
+    work done.
 
     The learned share is (plateau - loss) / (plateau - reference loss at that rate): 0 for a model that knows word frequencies
     only, 1 for one as good as the reference runs. The plateau is the unigram entropy per predicted position.
@@ -96,6 +92,8 @@ def pretraining_metrics(checkpoint: dict, training: dict, reference_loss: dict[s
         ("input_tokens", training["input_tokens"], "count"),
         ("forward_passes", training["forward_passes"], "count"),
     ]
+    if training.get("held_out_loss") is not None:
+        rows.append(("held_out_loss", training["held_out_loss"], "nats"))
     # The references are of plain masking: copied tokens, spans and further predictions make another task of it.
     masking = checkpoint["masking"]
     plain = masking["scheme"] == "uniform" and masking.get("replacement", "mask") == "mask"

@@ -3,13 +3,16 @@
 Masked (Wettig et al., "Should You Mask 15% in Masked Language Modeling?", EACL 2023; recipe of Izsak et al. 2021): masks are
 drawn afresh each epoch, the vocabulary head is evaluated at the predicted positions only, and the loss is the mean over all
 predictions of an update. With a prediction rate above the corruption rate each sequence is repeated with disjoint masks.
+The trained model's loss on held-out text is at the run's own rate too, as the perplexities of the paper are.
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -22,25 +25,37 @@ from reclaim.architectures import ARCHITECTURES
 from reclaim.batches import epoch_batches
 from reclaim.blocks import token_blocks
 from reclaim.errors import InputError
-from reclaim.masking import Masker
+from reclaim.masking import IGNORED, Masker
 from reclaim.models import build, masked_lm_logits
 from reclaim.pmi import UnitMatcher
 from reclaim.seeding import derive
 from reclaim.tokenization import model_vocab_size, word_starts
 from reclaim.train import History, Recipe, train
 
+log = logging.getLogger(__name__)
+
 
 def pretrain(
-    spec: dict, texts: Iterable[str], tokenizer, *, pmi=None, device: torch.device | str = "cpu", **options: Any
+    spec: dict,
+    texts: Iterable[str],
+    tokenizer,
+    *,
+    held_out: Iterable[str] = (),
+    pmi=None,
+    device: torch.device | str = "cpu",
+    progress: Callable[..., Any] = iter,
+    **options: Any,
 ):
     """Build and pre-train the model that a checkpoint's `spec` describes; give it with the record of its training.
 
     `spec` has `model` (architecture, config, linear_init), `recipe`, `masking` and `seed`; with the scheme `none` the model
-    stays as it was drawn. `pmi` is the n-gram table of `reclaim.pmi` where the scheme needs one. `options` go to
-    `reclaim.train.train`. One seed fixes weights, data order and masks, so that arms of one seed are paired.
+    stays as it was drawn. `held_out`: texts to test a masked model on, perhaps none. `pmi` is the n-gram table of `reclaim.pmi`
+    where the scheme needs one. `progress` and `options` go to `reclaim.train.train`. One seed fixes weights, data order and
+    masks, so that arms of one seed are paired.
 
     The record: loss of each update (nats, at the run's own rate), predictions, forward_passes, input_tokens, and
-    unigram_entropy (nats a predicted position), the loss of a model that knows word frequencies and nothing else.
+    unigram_entropy (nats a predicted position), the loss of a model that knows word frequencies and nothing else; with
+    `held_out` texts held_out_loss (see `held_out_loss`).
     """
     model_spec, recipe_spec, masking, seed = spec["model"], dict(spec["recipe"]), spec["masking"], spec["seed"]
     model = build(
@@ -51,12 +66,15 @@ def pretrain(
         return model, record
     packing = {key: recipe_spec.pop(key) for key in ("packing", "append_eos") if key in recipe_spec}
     mask_special_tokens = recipe_spec.pop("mask_special_tokens", False)
-    rows = pack(texts, tokenizer, recipe_spec.pop("max_length"), **packing)
+    packing["max_length"] = recipe_spec.pop("max_length")
+    rows = pack(texts, tokenizer, **packing)
     recipe = Recipe.from_config(recipe_spec, "recipes.*")
     never_masked = [] if mask_special_tokens else tokenizer.all_special_ids
     record["unigram_entropy"] = unigram_entropy(rows, never_masked)
     batch_rows = min(recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps, len(rows))
-    record["input_tokens"] = round(batch_rows * recipe.num_train_steps * len(rows.tokens) / len(rows))
+    step_tokens = batch_rows * len(rows.tokens) / len(rows)
+    record["input_tokens"] = round(step_tokens * recipe.num_train_steps)
+    options["progress"] = _with_speed(progress, step_tokens)
     if ARCHITECTURES[model_spec["architecture"]][1] == "causal":
         history = pretrain_causal(model, rows, recipe, seed=seed, **options)
     else:
@@ -78,8 +96,26 @@ def pretrain(
             units=units,
         )
         history = pretrain_masked(model, rows, masker, recipe, seed=seed, never_masked=never_masked, **options)
+        if others := list(held_out):
+            rows = pack(others, tokenizer, **packing)
+            record["held_out_loss"] = held_out_loss(
+                model, rows, masker, recipe.per_device_train_batch_size, never_masked=never_masked
+            )
     record |= {"loss": history.loss, "predictions": history.predictions, "forward_passes": history.forward_passes}
     return model, record
+
+
+def _with_speed(progress: Callable[..., Any], step_tokens: float) -> Callable[[range], Iterator[int]]:
+    """`progress` that logs at its end how many tokens of text a second its steps took; a resumed run counts its own steps."""
+
+    def run(steps: range) -> Iterator[int]:
+        start = time.perf_counter()
+        yield from progress(steps)
+        if steps:
+            speed = step_tokens * len(steps) / (time.perf_counter() - start)
+            log.info("pre-training: %d steps, %.0f tokens/s", len(steps), speed)
+
+    return run
 
 
 class TokenRows:
@@ -192,25 +228,57 @@ def pretrain_masked(
     different rates they are different tasks.
     """
 
-    def batches(step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    def batches(step: int) -> Iterator[MaskedRows]:
         for epoch, part in take(step):
-            input_ids, mask = (tensor.to(device) for tensor in rows.take(part))
-            eligible = mask & ~torch.isin(input_ids, excluded) if len(excluded) else mask
-            batch = masker.mask(input_ids, epoch, part, mask, eligible)
-            # Full rows need no attention mask, and without one attention takes its faster path.
-            yield batch.input_ids, batch.labels, None if bool(mask.all()) else mask.repeat(batch.copies, 1)
-
-    def loss(batch) -> tuple[torch.Tensor, int]:
-        ids, labels, mask = batch
-        hidden = model.base_model(input_ids=ids, attention_mask=mask)[0]
-        predicted = labels != -100
-        logits = masked_lm_logits(model, hidden[predicted]).float()
-        return F.cross_entropy(logits, labels[predicted], reduction="sum"), len(logits)
+            yield _masked(rows, part, masker, epoch, never_masked, device)
 
     device = next(model.parameters()).device
-    excluded = torch.tensor(list(never_masked), dtype=torch.long, device=device)
     take = _micro_batches(len(rows), recipe, seed)
-    return train(model, batches, loss, recipe, seed=seed, **options)
+    return train(model, batches, lambda batch: _masked_loss(model, batch), recipe, seed=seed, **options)
+
+
+MaskedRows = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""input_ids and labels (copies * rows, length), and the attention mask where a row is padded."""
+
+HELD_OUT = -1
+"""The epoch that stands for held-out text, so that its masks are none of the training's."""
+
+
+def _masked(
+    rows: TokenRows, part: np.ndarray, masker: Masker, epoch: int, never_masked: Sequence[int], device
+) -> MaskedRows:
+    input_ids, mask = (tensor.to(device) for tensor in rows.take(part))
+    eligible = mask
+    if len(never_masked):
+        eligible = mask & ~torch.isin(input_ids, torch.tensor(list(never_masked), device=device))
+    batch = masker.mask(input_ids, epoch, part, mask, eligible)
+    # Full rows need no attention mask, and without one attention takes its faster path.
+    return batch.input_ids, batch.labels, None if bool(mask.all()) else mask.repeat(batch.copies, 1)
+
+
+def _masked_loss(model, batch: MaskedRows) -> tuple[torch.Tensor, int]:
+    ids, labels, mask = batch
+    hidden = model.base_model(input_ids=ids, attention_mask=mask)[0]
+    predicted = labels != IGNORED
+    logits = masked_lm_logits(model, hidden[predicted]).float()
+    return F.cross_entropy(logits, labels[predicted], reduction="sum"), len(logits)
+
+
+@torch.no_grad()
+def held_out_loss(
+    model, rows: TokenRows, masker: Masker, batch_rows: int, *, never_masked: Sequence[int] = ()
+) -> float | None:
+    """Mean loss (nats) over all predictions in rows that were not trained on, each row masked once at the masker's own rates.
+
+    exp of it is the perplexity at the run's rate. The masks depend on the masker's seed and a row's number alone. `batch_rows`:
+    rows at a time. None where the rows are too few and short for a prediction.
+    """
+    device, total, count = next(model.parameters()).device, 0.0, 0
+    for start in range(0, len(rows), batch_rows):
+        part = np.arange(start, min(start + batch_rows, len(rows)))
+        loss, predictions = _masked_loss(model, _masked(rows, part, masker, HELD_OUT, never_masked, device))
+        total, count = total + loss.item(), count + predictions
+    return total / count if count else None
 
 
 def pretrain_causal(model, rows: TokenRows, recipe: Recipe, *, seed: int, **options: Any) -> History:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+import hub_copies
 from reclaim import tables
 from reclaim.claims import decide, load_claims
 from reclaim.plan import checkpoint_variant, make_plan
@@ -45,7 +46,8 @@ def rows_of(config, plan):
                     metrics.append({**key, "metric": "auc", "value": 0.8, "n": 50, "unit": "fraction"})
         for checkpoint in map(plan.checkpoints.get, evaluation["checkpoints"]):
             variant = {"model": checkpoint["model"], **checkpoint_variant(checkpoint)}
-            for metric, value in (("pretrain_loss", 3.5 + rng.normal(0, 0.01)), ("learned_share", 0.95)):
+            losses = {name: 3.5 + rng.normal(0, 0.01) for name in ("pretrain_loss", "held_out_loss")}
+            for metric, value in {**losses, "learned_share": 0.95}.items():
                 key = {**base, "variant": variant, "seed": checkpoint["seed"]}
                 metrics.append({**key, "metric": metric, "value": value, "n": 1, "unit": "nats"})
     for name, spec in plan.measurements.items():
@@ -61,17 +63,19 @@ def rows_of(config, plan):
     return [tables.frame(rows, kind) for rows, kind in ((metrics, "metrics"), (items, "items"), (costs, "costs"))]
 
 
-def verdicts(overlay):
-    config, plan = planned(overlay)
+def claims_of(*papers):
     claims = load_claims(ROOT / "claims.yaml", ROOT / "schemas" / "claims.schema.json")
-    claims = [claim for claim in claims if claim.paper in ("mlm_masking", "mezo")]
+    return [claim for claim in claims if claim.paper in papers]
+
+
+def verdicts(config, plan, *papers):
     seeds = {tuple(name.split("/")): list(chosen) for name, chosen in plan.seeds.items()}
-    return decide(claims, *rows_of(config, plan), seeds).set_index("claim")
+    return decide(claims_of(*papers), *rows_of(config, plan), seeds).set_index("claim")
 
 
 @pytest.mark.parametrize("overlay", [None, "overnight", "smoke"])
 def test_every_claim_finds_its_arms_or_names_the_overlay_that_has_them(overlay):
-    result = verdicts(overlay)
+    result = verdicts(*planned(overlay), "mlm_masking", "mezo")
     invalid = result[result["verdict"] == "invalid"]
     assert invalid.empty, invalid["reason"].to_dict()
     absent = set(result.index[result["verdict"] == "not_testable"])
@@ -85,8 +89,20 @@ def test_every_claim_finds_its_arms_or_names_the_overlay_that_has_them(overlay):
         assert set(result["verdict"]) == {"not_testable", "inconclusive"}
 
 
+def test_the_paper_overlay_has_the_arms_of_every_claim_on_masking_rates():
+    config = hub_copies.overlay()
+    plan = make_plan(config, [name for name in config["run"] if name.startswith("mlm_masking/")])
+    result = verdicts(config, plan, "mlm_masking")
+    lacking = result[result["verdict"].isin(["not_testable", "invalid"])]
+    assert lacking.empty, lacking["reason"].to_dict()
+    # An overlay adds to what it names: a model of the default's name would keep the default's other settings.
+    default = yaml.safe_load((ROOT / "config.yaml").read_text())
+    names = {checkpoint["model"] for checkpoint in plan.checkpoints.values()}
+    assert not names & set(default["models"])
+
+
 def test_no_side_of_mezo_takes_in_the_control_with_shuffled_labels():
-    result = verdicts(None)
+    result = verdicts(*planned(), "mezo")
     # The control's rows are all 0 here, MeZO's 0.9 and backprop's 1 on average.
     assert result.loc["N1", "estimate"] > 0.2
     assert result.loc["C1", "estimate"] == pytest.approx(-0.1, abs=0.05)

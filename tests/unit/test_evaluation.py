@@ -29,8 +29,21 @@ def test_accuracy_is_the_mean_over_training_sets():
     rows = {row["metric"]: row for row in prediction_metrics(TABLE, "accuracy")}
     assert rows["accuracy"]["value"] == pytest.approx((0.75 + 0.25) / 2)
     assert rows["accuracy"]["n"] == 8 and rows["accuracy"]["unit"] == "fraction"
-    # Positives score 1, 0, 0, 0 and negatives 0, 0, 0, 1: as many pairs right as wrong.
-    assert rows["auc"]["value"] == pytest.approx(0.5)
+
+
+def test_auc_is_that_of_each_training_sets_own_scores():
+    """Models of two training sets need not share a scale: pooled, the second's scores would all lie above the first's."""
+    table = predictions([(0, 0), (1, 1), (1, 1), (0, 0)], [(0, 0), (0, 1), (1, 0), (1, 1)])
+    table["scores"] = [[0.0, s] for s in (0.1, 0.2, 0.3, 0.0, 5.0, 7.0, 6.0, 8.0)]
+    rows = {row["metric"]: row for row in prediction_metrics(table, "accuracy")}
+    # First set: all four pairs right. Second: positives 6 and 8, negatives 5 and 7: three of four.
+    assert rows["auc"]["value"] == pytest.approx((1 + 0.75) / 2)
+
+
+def test_beside_f1_stands_accuracy():
+    rows = {row["metric"]: row["value"] for row in prediction_metrics(TABLE, "f1")}
+    # First set: one of two positives found, none wrongly; second: none found.
+    assert rows == {"f1": pytest.approx((2 / 3 + 0) / 2), "accuracy": pytest.approx(0.5)}
 
 
 def test_items_are_averaged_over_training_sets():
@@ -61,6 +74,9 @@ TRAINING = {
 def test_the_learned_share_counts_from_the_plateau_to_the_reference():
     rows = {row["metric"]: row["value"] for row in pretraining_metrics(CHECKPOINT, TRAINING, {"0.4": 2.0})}
     assert rows["pretrain_loss"] == 3.0 and rows["learned_share"] == pytest.approx(0.5)
+    assert "held_out_loss" not in rows
+    tested = pretraining_metrics(CHECKPOINT, {**TRAINING, "held_out_loss": 3.25}, {"0.4": 2.0})
+    assert {row["metric"]: row["value"] for row in tested} == {**rows, "held_out_loss": 3.25}
     other = {**CHECKPOINT, "masking": {"scheme": "uniform", "corruption": 0.4, "replacement": "80-10-10"}}
     assert "learned_share" not in {row["metric"] for row in pretraining_metrics(other, TRAINING, {"0.4": 2.0})}
     untrained = {**CHECKPOINT, "masking": {"scheme": "none"}}

@@ -3,13 +3,18 @@
 import itertools
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from reclaim import pmi
 from reclaim.errors import InputError
+from reclaim.world import generators
+from reclaim.world.idioms import IDIOMS
+from reclaim.world.lexicon import IDIOM_POOL
 
 
 def by_hand(sentences, max_length=5):
@@ -90,6 +95,17 @@ def test_a_vocabulary_has_its_shares_and_short_lengths_stay_short():
     assert pmi.build_vocabulary(scores, 400)["length"].value_counts()[2] == 36  # 200 wanted, 6 * 6 exist
     other = pmi.score_ngrams(pmi.count_ngrams(random_sentences(4, 400, 6), count_above=1))
     assert set(pmi.build_vocabulary(other, 40)["ngram"]) != set(vocabulary["ngram"])
+
+
+def test_the_default_vocabulary_finds_the_idioms_of_the_corpus():
+    """The figure that the claim T5b names."""
+    config = yaml.safe_load((Path(__file__).parents[2] / "config.yaml").read_text())
+    corpus, spec = config["data"]["idioms"], config["pmi"]["idioms"]
+    made = generators.generate(corpus["generator"], {"train": corpus["splits"]["train"]}, corpus["seed"])
+    counts = pmi.count_ngrams((text.split() for text in made["train"]["text"]), count_above=spec["count_above"])
+    vocabulary = pmi.build_vocabulary(pmi.score_ngrams(counts, power=spec["power"]), size=spec["size"])
+    triples = {" ".join(IDIOM_POOL[word] for word in idiom) for idiom in IDIOMS}
+    assert len(triples) == 32 and len(triples & set(vocabulary["ngram"])) == 30
 
 
 def test_planted_idioms_come_out_on_top():

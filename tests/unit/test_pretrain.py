@@ -1,6 +1,7 @@
 """Packing, the unigram plateau, and pre-training loops that learn and pair their arms."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import torch
 
 from reclaim.blocks import token_blocks
 from reclaim.errors import InputError
-from reclaim.pretrain import pack, pretrain, unigram_entropy
+from reclaim.masking import Masker
+from reclaim.pretrain import held_out_loss, pack, pretrain, pretrain_masked, unigram_entropy
 from reclaim.tokenization import train_tokenizer
+from reclaim.train import Recipe
 
 TEXTS = ["the cat sat on the mat", "the dog sat", "a cat and a dog sat on a mat"] * 40
 
@@ -82,6 +85,46 @@ def test_masked_pre_training_leaves_the_plateau(tokenizer, scheme):
     assert np.mean(record["loss"][-10:]) < 0.8 * record["unigram_entropy"]
     assert record["forward_passes"] == 60 and record["predictions"] > 0
     assert not model.training
+
+
+def test_the_loss_on_held_out_text_is_that_of_every_row_at_the_runs_own_rate(tokenizer, caplog):
+    others = ["the mat sat on a dog and a cat", "a dog", *TEXTS[:5]]
+    masking = {"scheme": "uniform", "corruption": 0.4}
+    caplog.set_level("INFO", logger="reclaim")
+    model, record = pretrain(spec(masking=masking), TEXTS, tokenizer, held_out=others)
+    assert re.search(r"60 steps, \d+ tokens/s", caplog.text)
+    _, without = pretrain(spec(masking=masking), TEXTS, tokenizer)
+    assert without["loss"] == record["loss"] and "held_out_loss" not in without
+
+    rows = pack(others, tokenizer, 12, packing="documents")
+    masker = Masker("uniform", 0.4, seed=3, vocab_size=model.config.vocab_size, mask_token_id=tokenizer.mask_token_id)
+    specials = tokenizer.all_special_ids
+    for batch_rows in (1, 3, 100):
+        measured = held_out_loss(model, rows, masker, batch_rows, never_masked=specials)
+        assert measured == pytest.approx(record["held_out_loss"], abs=1e-5)
+    total = count = 0
+    for number in range(len(rows)):
+        ids, mask = rows.take(np.array([number]))
+        eligible = mask & ~torch.isin(ids, torch.tensor(specials))
+        batch = masker.mask(ids, -1, [number], mask, eligible)
+        with torch.no_grad():
+            logits = model(input_ids=batch.input_ids, attention_mask=mask).logits
+        loss = torch.nn.functional.cross_entropy(logits[0], batch.labels[0], reduction="sum")
+        total, count = total + loss.item(), count + int(batch.predicted.sum())
+    assert record["held_out_loss"] == pytest.approx(total / count, abs=1e-5)
+    assert held_out_loss(model, rows, Masker("uniform", 1e-9, seed=3, vocab_size=9, mask_token_id=4), 4) is None
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.4])
+def test_the_vocabulary_head_sees_predicted_positions_only(tokenizer, rate):
+    model, _ = pretrain(spec(masking={"scheme": "none"}), TEXTS, tokenizer)
+    rows = pack(TEXTS, tokenizer, 12, packing="documents")
+    masker = Masker("uniform", rate, seed=3, vocab_size=model.config.vocab_size, mask_token_id=tokenizer.mask_token_id)
+    seen = []
+    model.lm_head.register_forward_hook(lambda head, given, logits: seen.append(logits.shape[:-1].numel()))
+    recipe = Recipe(num_train_steps=4, per_device_train_batch_size=16)
+    history = pretrain_masked(model, rows, masker, recipe, seed=3)
+    assert sum(seen) == history.predictions < 4 * 16 * 12 / 2
 
 
 def test_causal_pre_training_learns():

@@ -185,6 +185,7 @@ SPENT = {
     "predicted_tokens": ("predicted tokens", 0),
     "forward_passes": ("forward passes", 0),
     "pretrain_loss": ("last loss (nats)", 3),
+    "held_out_loss": ("held-out loss (nats)", 3),
     "learned_share": ("learned share", 2),
 }
 
@@ -208,8 +209,10 @@ def _spent(tables: SystemTables) -> Exhibit:
         caption=(
             "Lowest to highest over the seeds. Input tokens and updates have to be equal for a fair comparison at "
             "equal steps; predicted tokens are not, and forward passes grow where a text is copied to predict more "
-            "than it corrupts. The learned share says how much of the way from the unigram entropy to the loss of "
-            "converged runs a run has come; below 0.85 it has not converged and decides nothing."
+            "than it corrupts. The held-out loss is that of the trained model on texts that it has not seen, masked at "
+            "its own rate; its exponential is the perplexity. The learned share says how much of the way from the "
+            "unigram entropy to the loss of converged runs a run has come; below 0.85 it has not converged and decides "
+            "nothing."
         ),
         columns=("arm", *(label for label, _ in SPENT.values())),
         rows=rows,
@@ -303,6 +306,7 @@ SYSTEM = System(
     limits=(
         "Which rate is best, where only two or three were run: a maximum has to lie inside the range of rates.",
         "Rates at equal compute: arms have equal steps and texts, and a higher rate predicts more tokens a step.",
+        "How scores grow with pre-training: only its end is fine-tuned.",
         "What the encoders know of language: the paper's linguistic probing is not repeated.",
     ),
     exhibits=exhibits,
