@@ -35,7 +35,7 @@ Verdicts, the first that applies:
   contradicted  see the table
   supported     see the table, and every guard holds: `min_effect` (least estimate), `max_effect` (largest absolute
                 estimate), `signs` (how many seeds support it alone), `guards`
-  inconclusive  all else, with the number of seeds that would decide
+  inconclusive  all else, with the number of seeds that would decide (or a word that the test rows are too few for that)
 
 Gates, guards and warnings are the same kind of check and differ in what a failure does (invalid; inconclusive; a
 note). A check is a level (`where`: at_least, at_most or between, in every run, seed or arm) or a comparison
@@ -175,9 +175,16 @@ def _measure_and_decide(claim: Claim, run: Run, planned: Seeds, row: dict[str, A
             if interval.sd == 0:
                 reason += "; all seeds are equal, and an interval of no width is no certainty"
     if verdict == "inconclusive" and claim.resample != "exact" and not _supports(claim, interval.low, interval.high):
-        row["seeds_needed"], supposed = _needed(claim, interval)
-        if row["seeds_needed"]:
-            reason += f"; about {_seeds(row['seeds_needed'])} would decide at this spread, {supposed}"
+        if (
+            interval.n >= claim.min_seeds
+            and not _decides(claim, interval)
+            and _decides(claim, stats.seed_interval(each))
+        ):
+            reason += "; the spread over seeds would let it decide: it takes more test rows, not more seeds"
+        else:
+            row["seeds_needed"], supposed = _needed(claim, interval)
+            if row["seeds_needed"]:
+                reason += f"; about {_seeds(row['seeds_needed'])} would decide at this spread, {supposed}"
     warned, more = failed_checks(claim.warnings, claim, run, seeds)
     row.update(verdict=verdict, reason="; ".join([reason, *notes, *more, *(f"warning: {text}" for text in warned)]))
 
@@ -264,6 +271,11 @@ def _supports(claim: Claim, low: float, high: float) -> bool:
     if claim.kind in ("ratio", "bound"):
         return low >= least and high <= most
     return low > least and high < most
+
+
+def _decides(claim: Claim, interval: stats.Interval) -> bool:
+    _, _, below, above = _region(claim)
+    return _supports(claim, interval.low, interval.high) or interval.high < below or interval.low > above
 
 
 def _p_against(claim: Claim, run: Run, interval: stats.Interval, seeds: Sequence[int]) -> float:

@@ -461,11 +461,25 @@ def test_the_best_baseline_is_the_best_over_tasks_not_over_items():
     assert result.estimate == pytest.approx(0.6)
 
 
+def test_more_seeds_are_not_asked_for_where_the_test_rows_are_too_few():
+    """All seeds agree and are scored on the same rows, of which some say yes and some no: more seeds would find the same."""
+    rng = np.random.default_rng(3)
+    rows_differ = rng.normal(0.1, 0.5, 30) + rng.normal(0, 0.01, (4, 30))
+    result = item_run(claim(), items(rows_differ, T), items(0 * rows_differ, B))
+    assert result.verdict == "inconclusive" and result.p_value > 0.05
+    assert "more test rows, not more seeds" in result.reason and pd.isna(result.seeds_needed)
+    over_seeds = run(claim(), rows(rows_differ.mean(1), T), rows([0.0] * 4, B))
+    assert over_seeds.verdict == "supported"
+    apart = rng.normal(0.1, 0.01, 30) + rng.normal(0, 0.3, (4, 1))
+    result = item_run(claim(), items(apart, T), items(0 * apart, B))
+    assert result.verdict == "inconclusive" and result.seeds_needed > 4 and "test rows" not in result.reason
+
+
 def test_few_items_widen_the_interval():
     # Equal differences in every seed: seeds alone would give an interval of no width.
     new, old = np.tile([1, 1, 1, 0, 1], (4, 1)), np.tile([0, 1, 1, 1, 1], (4, 1))
     few = item_run(claim("equivalent", margin=0.05), items(new, T), items(old, B))
-    assert few.verdict == "inconclusive" and few.low < -0.2 and few.high > 0.2
+    assert few.verdict == "inconclusive" and few.low < -0.2 and few.high > 0.2 and "more test rows" in few.reason
 
 
 def test_seeds_may_have_items_of_their_own():
