@@ -45,4 +45,4 @@ rule all:
         f"{RESULTS}/costs.parquet",
         f"{RESULTS}/claims.parquet",
         # Named here although the tables rest on them, because Snakemake makes a lost file again only if a target is missing.
-        METRIC_FOLDERS,
+        metric_files(RUN),

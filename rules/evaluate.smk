@@ -6,6 +6,7 @@ rule evaluate:
         unpack(evaluation_inputs),
     output:
         tables=directory(f"{RESULTS}/evaluate/{{paper}}/{{experiment}}"),
+        metrics=f"{RESULTS}/evaluate/{{paper}}/{{experiment}}/metrics.parquet",
         cost=f"{RESULTS}/costs/evaluate/{{paper}}.{{experiment}}.json",
     log:
         f"{RESULTS}/logs/evaluate/{{paper}}.{{experiment}}.log",
@@ -32,6 +33,7 @@ rule measure:
         inputs=measurement_inputs,
     output:
         tables=directory(f"{RESULTS}/measure/{{paper}}/{{experiment}}/{{kind}}.s{{seed}}{{part}}"),
+        metrics=f"{RESULTS}/measure/{{paper}}/{{experiment}}/{{kind}}.s{{seed}}{{part}}/metrics.parquet",
         cost=f"{RESULTS}/costs/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}{{part}}.json",
     log:
         f"{RESULTS}/logs/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}{{part}}.log",
@@ -59,6 +61,7 @@ rule iterate:
         previous=previous_iteration,
     output:
         tables=directory(f"{RESULTS}/measure/{{paper}}/{{experiment}}/{{kind}}.s{{seed}}.i{{iteration}}"),
+        metrics=f"{RESULTS}/measure/{{paper}}/{{experiment}}/{{kind}}.s{{seed}}.i{{iteration}}/metrics.parquet",
         state=directory(f"{RESULTS}/iterations/{{paper}}/{{experiment}}/{{kind}}.s{{seed}}.i{{iteration}}"),
         cost=f"{RESULTS}/costs/{{kind}}/{{paper}}.{{experiment}}.s{{seed}}.i{{iteration}}.json",
     log:

@@ -145,6 +145,11 @@ def metric_folders(plan):
 METRIC_FOLDERS = metric_folders(RUN)
 
 
+def metric_files(plan):
+    """The file of metric rows in each of these folders: as a target, it is made again when it alone is lost."""
+    return [f"{folder}/metrics.parquet" for folder in metric_folders(plan)]
+
+
 def fetched(plan):
     """Folders of the models and data sets of a plan that come from the Hub, or from a repository of Git."""
     models = [name for name in plan.models if config["models"][name]["source"] == "hub"]

@@ -7,7 +7,7 @@ for target, plan in TARGETS.items():
         name:
             target
         input:
-            metric_folders(plan),
+            metric_files(plan),
 
     # Its models and data sets alone: `snakemake fetch_mezo`.
     rule:
@@ -28,10 +28,18 @@ rule fetch:
 rule fetch_size:
     log:
         f"{RESULTS}/logs/fetch_size.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/fetch_size.tsv"
     localrule: True
     conda:
         "../envs/data.yaml"
+    threads: demand("fetch_size", "threads")
+    resources:
+        mem_mb=growing("fetch_size", "mem_mb"),
+        runtime=growing("fetch_size", "runtime"),
+        gpu=demand("fetch_size", "gpu"),
     params:
         specs=fetch_specs(RUN),
+        code=code("fetch_size.py"),
     script:
         "../scripts/fetch_size.py"

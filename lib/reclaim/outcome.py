@@ -20,13 +20,15 @@ def write_outcome(outcome: Mapping[str, Any], folder: str | Path, **key: Any) ->
 
     `outcome` has `metrics`, `items`, `curves`, `costs` (frames or iterables of rows, variants as mappings or texts) and
     `pictures` (file name -> PNG bytes), each optional, and `predictions`, a frame kept as it is, from which metrics can be
-    recomputed without the model. Raises InputError for rows that do not fit their table.
+    recomputed without the model. The file of metrics is always there. Raises InputError for rows that do not fit their table.
     """
     with atomic_path(folder, directory=True) as temporary:
         for kind in ("metrics", "items", "curves", "costs"):
-            if kind in outcome:
+            if kind in outcome or kind == "metrics":
                 columns = CURVES if kind == "curves" else COLUMNS[kind]
-                table = _with_key(outcome[kind], {name: value for name, value in key.items() if name in columns})
+                table = _with_key(
+                    outcome.get(kind, ()), {name: value for name, value in key.items() if name in columns}
+                )
                 write_parquet(_checked(table, kind, f"{folder}: {kind}"), temporary / f"{kind}.parquet")
         if "predictions" in outcome:
             write_parquet(outcome["predictions"], temporary / "predictions.parquet")

@@ -2,6 +2,7 @@
 
 import re
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -84,13 +85,22 @@ def test_a_changed_hyper_parameter_reruns_what_reads_it(workflow, edit):
     assert all("/mlm_masking/" in output for rule in ("finetune_backprop", "evaluate") for output in jobs[rule])
 
 
-def test_a_deleted_metric_file_is_made_again_with_what_follows(workflow):
-    for path in (workflow.folder / "results/smoke/evaluate/mlm_masking/rates").iterdir():
-        path.unlink()
-    (workflow.folder / "results/smoke/evaluate/mlm_masking/rates").rmdir()
+RATES, TRAJECTORY = "evaluate/mlm_masking/rates", "measure/mezo/trajectory/trajectory.s11"
+
+
+@pytest.mark.parametrize("lost", ["metrics.parquet", ""], ids=["file", "folder"])
+@pytest.mark.parametrize(("rule", "folder"), [("evaluate", RATES), ("measure", TRAJECTORY)])
+def test_a_deleted_metric_file_is_made_again_with_what_follows(workflow, rule, folder, lost):
+    path = workflow.folder / "results/smoke" / folder / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
     jobs = workflow.planned()
-    assert set(jobs) == {"evaluate"} | ENDS
-    assert jobs["evaluate"] == {"results/smoke/evaluate/mlm_masking/rates"}
+    assert set(jobs) == {rule} | ENDS
+    assert jobs[rule] == {f"results/smoke/{folder}"}
+
+
+def test_a_deleted_table_is_made_again_from_what_is_there(workflow):
+    (workflow.folder / "results/smoke/metrics.parquet").unlink()
+    assert set(workflow.planned()) == ENDS
 
 
 def test_one_target_takes_only_what_it_needs(workflow):
@@ -159,6 +169,21 @@ def test_only_an_index_with_an_encoder_asks_for_a_gpu(workflow, tmp_path):
     result = workflow.run("--dry-run", *indexes, overlay="paper", RECLAIM_HUB=str(tmp_path))
     asked = re.findall(r"^rule index:.*?/indexes/([^,]+),.*?gpu=(\d)", result.stdout, re.MULTILINE | re.DOTALL)
     assert dict(asked) == {"wikipedia-bm25": "0", "wikipedia-gtr": "1"}, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("overlay", "variable", "name"),
+    [
+        ("people", "RECLAIM_ANNOTATIONS", ""),
+        ("alce-human", "RECLAIM_DATA", "alce_human_eval/human_eval_utility_completed.json"),
+    ],
+)
+def test_the_overlays_of_peoples_judgements_plan(workflow, tmp_path, overlay, variable, name):
+    path = tmp_path / (name or "judgements.json")
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    jobs = workflow.planned(overlay=overlay, **{variable: str(tmp_path if name else path)})
+    assert set(jobs) == {"data", "measure"} | ENDS
 
 
 def test_the_example_of_local_data_plans(workflow, tmp_path):

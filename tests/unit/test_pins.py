@@ -48,9 +48,27 @@ def test_conda_environments_repeat_the_pins(path):
         assert RUNTIME.get(name) == number, f"{path.name}: {name}"
 
 
-def test_every_rule_names_an_environment_that_exists():
-    for rules in sorted((ROOT / "rules").glob("*.smk")):
-        text = rules.read_text()
-        used = re.findall(r'"\.\./envs/(\w+\.yaml)"', text)
-        assert len(used) == text.count("script:\n"), f"{rules.name}: a rule without conda:"
-        assert all((ROOT / "envs" / name).exists() for name in used)
+RULES = {
+    match[1]: match[0]
+    for path in sorted((ROOT / "rules").glob("*.smk"))
+    for match in re.finditer(r"^rule (\w+):\n(?:(?:    .*)?\n)+", path.read_text(), flags=re.MULTILINE)
+    if "script:\n" in match[0]
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_says_what_it_runs_in_needs_and_leaves(name):
+    text = RULES[name]
+    (environment,) = re.findall(r'"\.\./envs/(\w+\.yaml)"', text)
+    assert (ROOT / "envs" / environment).exists()
+    for key in ("    log:\n", "    threads: demand(", " mem_mb=growing(", " runtime=growing(", " gpu=", " code="):
+        assert text.count(key) == 1, key
+    # Snakemake allows no benchmark on a rule whose outputs go into its cache.
+    assert ("    benchmark:\n" in text) != ("    cache: True\n" in text)
+
+
+def test_every_script_belongs_to_a_rule():
+    used = set(re.findall(r'"\.\./scripts/([\w{}.]+)"', "".join(RULES.values())))
+    kinds = {path.name.split(".")[0] for path in (ROOT / "schemas" / "kinds").glob("*.json")}
+    used = {each.replace("{wildcards.kind}", kind) for each in used for kind in kinds}
+    assert used == {path.name for path in (ROOT / "scripts").glob("[!_]*.py")}
