@@ -2,7 +2,8 @@
 
 The two baselines are what the official code of MeZO (one pass per candidate, logits at every position) and of the
 in-context-learning study (`generate(num_beams=4)` per prompt) do. Random weights, 32 demonstrations a prompt. Prints
-CPU seconds, the ratio to ours and the largest difference of a score; exits with status 1 if an answer differs.
+CPU seconds, the ratio to ours and the largest difference of a score; exits with status 1 if an answer differs, or if
+either baseline takes less than 3 times as long.
 
 `limit` is what the first ratio could be at most where prompts share nothing: one bare pass of the model for each prompt, with
 logits at its end only, in place of one for each label. Two labels of one token save half of the passes and the logits at all
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 
 from reclaim.scoring import Request, score_continuations
+
+GOAL = 3.0
 
 
 def build(family: str, width: int, layers: int, vocabulary: int, positions: int):
@@ -109,13 +112,13 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=8000)
-    parser.add_argument("--batch-tokens", type=int, default=1024, help="tokens of a batch; the study's own on a CPU")
+    parser.add_argument("--batch-tokens", type=int, help="tokens of a batch; default: the library's")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'model':6} {'labels':>6} {'tokens':>6} {'demonstrations':>14} {'ours':>8} ", end="")
     print(f"{'per label':>10} {'ratio':>6} {'limit':>6} {'4 beams':>8} {'ratio':>6} {'difference':>10} answers")
-    agreed = True
+    good = True
     for family in ("gpt2", "opt"):
         model = build(family, arguments.width, arguments.layers, arguments.vocabulary, positions=1024)
         for labels, label_tokens, same in ((2, 1, False), (4, 1, False), (2, 1, True), (4, 3, False), (4, 3, True)):
@@ -128,6 +131,7 @@ def main() -> int:
             per_label, wanted = timed(lambda r=requests, m=model: one_pass_per_candidate(m, r), arguments.repeats)
             answers = found.reshape(-1, labels).argmax(1)
             same_answers = np.array_equal(answers, np.reshape(wanted, (-1, labels)).argmax(1))
+            ratios = [per_label / ours]
             beams, beam_ratio, limit = "", "", ""
             if not same and label_tokens == 1:
                 seconds, _ = timed(lambda r=requests, m=model, n=labels: bare_passes(m, r, n), arguments.repeats)
@@ -135,15 +139,16 @@ def main() -> int:
             if label_tokens == 1:
                 seconds, chosen = timed(lambda r=requests, m=model, n=labels: four_beams(m, r, n), arguments.repeats)
                 same_answers &= np.array_equal(answers, chosen)
-                beams, beam_ratio = f"{seconds:.2f}", f"{seconds / ours:.1f}"
-            agreed &= same_answers
+                ratios.append(seconds / ours)
+                beams, beam_ratio = f"{seconds:.2f}", f"{ratios[-1]:.1f}"
+            good &= same_answers and min(ratios) >= GOAL
             print(
                 f"{family:6} {labels:6} {label_tokens:6} {'same' if same else 'own':>14} {ours:8.2f} {per_label:10.2f} "
-                f"{per_label / ours:6.1f} {limit:>6} {beams:>8} {beam_ratio:>6} {np.abs(found - wanted).max():10.1e} "
+                f"{ratios[0]:6.1f} {limit:>6} {beams:>8} {beam_ratio:>6} {np.abs(found - wanted).max():10.1e} "
                 f"{'equal' if same_answers else 'DIFFER'}",
                 flush=True,
             )
-    return 0 if agreed else 1
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

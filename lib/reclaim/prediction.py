@@ -38,7 +38,7 @@ def predict(
     *,
     calibration: str | None = None,
     max_length: int | None = None,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> np.ndarray:
     """Zero-shot and in-context scores of every candidate: float64 (rows, candidates), the higher the likelier.

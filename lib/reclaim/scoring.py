@@ -5,9 +5,11 @@ calibrated for surface form (Holtzman et al. 2021), their SUM minus that under a
 is scored by the logits of the label words at the mask.
 
 Difference from the official code: it runs one forward pass per candidate, with logits at every position. Here
-requests share what they begin with: their token sequences form a prefix tree, each node is encoded once, and its keys
-and values serve all below it. Logits exist only at the positions that are scored. A test checks 1e-4 against
-one-by-one scoring in float32.
+requests of a causal model share what they begin with: their token sequences form a prefix tree, each node is encoded
+once, and its keys and values serve all below it (label words, and prompts that begin alike). An encoder reads in both
+directions, so that masked and seq2seq models share whole inputs only: each is encoded once for all its label words.
+Logits exist only at the positions that are scored. Padding stands on the right, where a causal model never looks, so
+that roots of the tree need no mask. A test checks 1e-4 against one-by-one scoring in float32.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ import torch
 
 from reclaim.errors import InputError
 from reclaim.models import masked_lm_logits
+from reclaim.prefix_tree import Node, Request, prefix_tree
 from reclaim.prompting import MaskedPrompt, truncate_left
 
 log = logging.getLogger(__name__)
@@ -35,79 +38,10 @@ LOGITS_PER_BATCH = 2**26
 """Bound on rows x positions x vocabulary of one forward pass (256 MiB in float32)."""
 
 CACHE_BYTES = 2**30
-"""Bound on the keys and values that one batch takes over from its parents."""
+"""Bound on the keys and values that one batch takes over from its parents and leaves to its children."""
 
-
-@dataclass(frozen=True)
-class Request:
-    """Token ids of a context (at least one) and of what may follow it (at least one)."""
-
-    context: Sequence[int]
-    continuation: Sequence[int]
-
-
-# -------------------------------------------------------------------------------------------------------- prefix tree
-
-
-@dataclass
-class _Node:
-    """Tokens that follow those of the node's ancestors, and what is asked about them.
-
-    `targets` are (position in segment, request, index, token): the log-probability of `token` after that position is
-    value `index` of the request.
-    """
-
-    segment: tuple[int, ...]
-    targets: list[tuple[int, int, int, int]]
-    children: list[_Node] = field(default_factory=list)
-
-    @property
-    def scored_tail(self) -> int:
-        """How many positions at the end need logits (at least one, because models give no fewer)."""
-        return len(self.segment) - min((position for position, *_ in self.targets), default=len(self.segment) - 1)
-
-
-def _prefix_tree(requests: Sequence[Request], min_shared: float) -> list[_Node]:
-    """Roots of the tree of what the model reads; neighbours share a node where it has at least `min_shared` tokens."""
-    inputs = [(*request.context, *request.continuation[:-1]) for request in requests]
-    order = sorted(range(len(inputs)), key=inputs.__getitem__)
-    common = [_common_length(inputs[a], inputs[b]) for a, b in zip(order, order[1:], strict=False)]
-
-    def share(neighbour: int, start: int) -> bool:
-        same = common[neighbour] == len(inputs[order[neighbour]]) == len(inputs[order[neighbour + 1]])
-        return same or common[neighbour] - start >= min_shared
-
-    def node(first: int, last: int, start: int, end: int) -> _Node:
-        """Tokens start..end-1 of the sorted inputs first..last-1, which agree on them."""
-        targets = []
-        for request in order[first:last]:
-            opening = len(requests[request].context) - 1
-            for position in range(max(start, opening), min(end, len(inputs[request]))):
-                index = position - opening
-                targets.append((position - start, request, index, requests[request].continuation[index]))
-        return _Node(inputs[order[first]][start:end], targets)
-
-    def grow(first: int, last: int, start: int) -> list[_Node]:
-        nodes = []
-        while first < last:
-            stop = first + 1
-            while stop < last and share(stop - 1, start):
-                stop += 1
-            end = min(common[first : stop - 1], default=len(inputs[order[first]]))
-            nodes.append(node(first, stop, start, end))
-            # Inputs that end here stand first among those that agree.
-            while first < stop and len(inputs[order[first]]) == end:
-                first += 1
-            nodes[-1].children = grow(first, stop, end)
-            first = stop
-        return nodes
-
-    return grow(0, len(order), 0)
-
-
-def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    length = min(len(a), len(b))
-    return next((i for i in range(length) if a[i] != b[i]), length)
+BATCH_TOKENS = {"cpu": 1024}
+"""Tokens of a batch by kind of device, 16,384 elsewhere: on a CPU small batches are faster, as they stay in its cache."""
 
 
 # ------------------------------------------------------------------------------------------------------ continuations
@@ -119,7 +53,7 @@ def score_continuations(
     *,
     max_length: int | None = None,
     keep_first: int = 0,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     min_shared: int = MIN_SHARED,
     progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> list[np.ndarray]:
@@ -128,19 +62,21 @@ def score_continuations(
     Gives one float64 array per request, as long as its continuation. A causal model reads context + continuation, cut
     from the left to `max_length` tokens (default: the model's own limit) except for the first `keep_first`; a seq2seq
     model encodes the context, cut likewise, and decodes the continuation. How many inputs were cut is logged.
-    `batch_tokens` bounds rows x tokens of a batch; neither it nor `min_shared` changes a result beyond rounding.
+    `batch_tokens` bounds rows x tokens of a batch (default: `BATCH_TOKENS` of the device); neither it nor `min_shared`
+    changes a result beyond rounding.
     `progress` wraps the list of batches (tqdm or the job's own).
 
     Raises `InputError` for an empty context or continuation, or a continuation that leaves no room for a context.
     """
     requests = _truncated(model, requests, max_length, keep_first)
+    batch_tokens = batch_tokens or default_batch_tokens(model)
     scores = [np.zeros(len(request.continuation)) for request in requests]
     with evaluating(model):
         if model.config.is_encoder_decoder:
             _score_decoded(model, requests, scores, batch_tokens, progress)
         elif requests:
             longest = max(len(request.context) + len(request.continuation) for request in requests)
-            roots = _prefix_tree(requests, min_shared if _can_share(model, longest) else float("inf"))
+            roots = prefix_tree(requests, min_shared if _can_share(model, longest) else float("inf"))
             _score_nodes(model, [(0, root) for root in roots], None, scores, batch_tokens, progress)
     return scores
 
@@ -160,6 +96,11 @@ def _truncated(model, requests: Sequence[Request], max_length: int | None, keep_
     if cut:
         log.warning("%d of %d inputs were cut to %d tokens from the left", cut, len(requests), limit)
     return kept
+
+
+def default_batch_tokens(model) -> int:
+    """`BATCH_TOKENS` of the model's device."""
+    return BATCH_TOKENS.get(model.device.type, 16384)
 
 
 def position_limit(model) -> float:
@@ -189,10 +130,6 @@ class _Past:
     attention_mask: torch.Tensor  # (rows, tokens), 0 at padding
     lengths: torch.Tensor  # (rows,), tokens without padding
 
-    @property
-    def bytes_per_token(self) -> int:
-        return sum(2 * keys.element_size() * keys.shape[1] * keys.shape[3] for keys, _ in self.layers)
-
     def cache_of(self, rows: torch.Tensor):
         """A cache with these rows; the forward pass appends to copies."""
         from transformers.cache_utils import DynamicCache
@@ -200,9 +137,17 @@ class _Past:
         return DynamicCache([(keys[rows], values[rows]) for keys, values in self.layers])
 
 
+def _bytes_per_token(model) -> int:
+    """Keys and values that a model keeps of a token."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+
+
 def _score_nodes(
     model,
-    items: list[tuple[int, _Node]],
+    items: list[tuple[int, Node]],
     past: _Past | None,
     scores: list[np.ndarray],
     batch_tokens: int,
@@ -210,17 +155,29 @@ def _score_nodes(
 ) -> None:
     """Encode nodes, each after its row of `past`, write their scores, then do the same for their children.
 
-    `items` are (row of `past`, node). Batches go depth first, so that only the caches on one path are alive.
+    `items` are (row of `past`, node). Batches go depth first, so that only the caches on one path are alive; nodes without
+    children come last and leave none.
     """
-    items = sorted(items, key=lambda item: (len(item[1].segment), item[1].scored_tail), reverse=True)
-    vocabulary = model.config.get_text_config().vocab_size
-    kept = past.attention_mask.shape[1] * past.bytes_per_token if past else 0
-    costs = [(len(node.segment), node.scored_tail * vocabulary, kept) for _, node in items]
+    items = sorted(items, key=lambda item: (bool(item[1].children), len(item[1].segment)), reverse=True)
+    vocabulary, per_token = model.config.get_text_config().vocab_size, _bytes_per_token(model)
+    taken = past.attention_mask.shape[1] if past else 0
+    costs = [
+        (
+            len(node.segment),
+            len(node.scored) * vocabulary,
+            per_token * (taken + (len(node.segment) if node.children else 0)),
+        )
+        for _, node in items
+    ]
     for batch in progress(list(split_batches(costs, (batch_tokens, LOGITS_PER_BATCH, CACHE_BYTES)))):
         parents, nodes = zip(*(items[i] for i in batch), strict=True)
         children = [(row, child) for row, node in enumerate(nodes) for child in node.children]
         logits, new_past = _forward(model, parents, nodes, past, keep_past=bool(children))
-        _read_scores(logits, nodes, scores)
+        targets = []
+        for row, node in enumerate(nodes):
+            columns = {position: column for column, position in enumerate(node.scored)}
+            targets += [(row, columns[position], *asked) for position, *asked in node.targets]
+        _read_scores(logits, targets, scores)
         if children:
             _score_nodes(model, children, new_past, scores, batch_tokens)
 
@@ -241,59 +198,51 @@ def split_batches(costs: Sequence[tuple[int, ...]], limits: tuple[int, ...]) -> 
 
 
 def _forward(model, parents, nodes, past: _Past | None, keep_past: bool) -> tuple[torch.Tensor, _Past | None]:
-    """Run the segments of a batch, padded on the left; the logits are those of the last positions.
+    """Run the segments of a batch, each after its row of `past`.
 
-    Gives logits (rows, longest scored tail, vocabulary) and, with `keep_past`, what the children go on from.
+    Gives logits (rows, most scored positions, vocabulary), a row's at its scored positions in order, and, with
+    `keep_past`, what the children go on from.
     """
     from transformers.cache_utils import DynamicCache
 
-    device = model.device
-    length, tail = max(len(node.segment) for node in nodes), max(node.scored_tail for node in nodes)
-    input_ids = torch.zeros(len(nodes), length, dtype=torch.long)
-    attention_mask = torch.zeros(len(nodes), length, dtype=torch.long)
-    for row, node in enumerate(nodes):
-        input_ids[row, length - len(node.segment) :] = torch.tensor(node.segment)
-        attention_mask[row, length - len(node.segment) :] = 1
-    input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
-    position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    input_ids, attention_mask = pad_right([node.segment for node in nodes], 0, model.device)
+    scored, _ = pad_right([node.scored for node in nodes], 0, model.device)
     lengths = attention_mask.sum(1)
-    arguments = {}
+    arguments: dict[str, Any] = {}
     if past:
-        rows = torch.tensor(parents, device=device)
+        rows = torch.tensor(parents, device=model.device)
+        # The cache has padding inside, so that positions and mask are not what a model would take them to be.
+        position_ids = past.lengths[rows, None] + attention_mask.cumsum(1) - 1
         attention_mask = torch.cat([past.attention_mask[rows], attention_mask], dim=1)
-        position_ids = position_ids + past.lengths[rows, None]
         lengths = lengths + past.lengths[rows]
-    if past or keep_past:
-        arguments["past_key_values"] = past.cache_of(rows) if past else DynamicCache()
-    if _accepts(model, "position_ids"):
-        arguments["position_ids"] = position_ids
-    if _accepts(model, "logits_to_keep"):
-        arguments["logits_to_keep"] = tail
+        arguments = {"past_key_values": past.cache_of(rows), "attention_mask": attention_mask}
+        if _accepts(model, "position_ids"):
+            arguments["position_ids"] = position_ids
+    elif keep_past:
+        arguments["past_key_values"] = DynamicCache()
     if _accepts(model, "use_cache"):
         arguments["use_cache"] = bool(past or keep_past)
-    output = model(input_ids=input_ids, attention_mask=attention_mask, **arguments)
+    if _accepts(model, "logits_to_keep"):
+        output = model(input_ids=input_ids, logits_to_keep=scored, **arguments)
+        logits = output.logits
+    else:
+        output = model(input_ids=input_ids, **arguments)
+        logits = output.logits.take_along_dim(scored[..., None], dim=1)
     if not keep_past:
-        return output.logits[:, -tail:], None
+        return logits, None
     layers = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
-    return output.logits[:, -tail:], _Past(layers, attention_mask, lengths)
+    return logits, _Past(layers, attention_mask, lengths)
 
 
-def _read_scores(logits: torch.Tensor, nodes: Sequence[_Node], scores: list[np.ndarray]) -> None:
-    """Take the log-probabilities of a batch's targets out of its logits, which end where the segments end."""
-    targets = [
-        (row, logits.shape[1] - len(node.segment) + position, request, index, token)
-        for row, node in enumerate(nodes)
-        for position, request, index, token in node.targets
-    ]
+def _read_scores(
+    logits: torch.Tensor, targets: Sequence[tuple[int, int, int, int, int]], scores: list[np.ndarray]
+) -> None:
+    """Take log-probabilities out of logits: `targets` are (row, column, request, index of its value, token)."""
     if not targets:
         return
-    places = {place: number for number, place in enumerate(dict.fromkeys((row, column) for row, column, *_ in targets))}
-    rows, columns = torch.tensor(list(places), device=logits.device).T
-    chosen = at_least_float32(logits[rows, columns])
-    normalizers = chosen.logsumexp(-1)
-    numbers = torch.tensor([places[row, column] for row, column, *_ in targets], device=logits.device)
-    tokens = torch.tensor([token for *_, token in targets], device=logits.device)
-    values = (chosen[numbers, tokens] - normalizers[numbers]).double().cpu().numpy()
+    rows, columns, _, _, tokens = torch.tensor(targets, device=logits.device).T
+    logits = at_least_float32(logits)
+    values = (logits[rows, columns, tokens] - logits.logsumexp(-1)[rows, columns]).double().cpu().numpy()
     for (_, _, request, index, _), value in zip(targets, values, strict=True):
         scores[request][index] = value
 
@@ -304,35 +253,41 @@ def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _score_decoded(model, requests: Sequence[Request], scores: list[np.ndarray], batch_tokens: int, progress) -> None:
-    """Encoder-decoder models: each distinct context is encoded once, and its continuations are decoded in batches."""
+    """Encoder-decoder models: each distinct context is encoded once, and what is decoded after it is, too.
+
+    Continuations of a context that differ in their last token only, as label words of one token do, are one row.
+    """
     from transformers.modeling_outputs import BaseModelOutput
 
-    by_context: dict[tuple[int, ...], list[int]] = {}
+    by_context: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
     for number, request in enumerate(requests):
-        by_context.setdefault(tuple(request.context), []).append(number)
+        readers = by_context.setdefault(tuple(request.context), {})
+        readers.setdefault(tuple(request.continuation[:-1]), []).append(number)
     contexts = sorted(by_context, key=len, reverse=True)
     start, vocabulary = model.config.decoder_start_token_id, model.config.vocab_size
     for batch in progress(list(split_batches([(len(context),) for context in contexts], (batch_tokens,)))):
         input_ids, mask = pad_right([contexts[i] for i in batch], 0, model.device)
         encoded = model.get_encoder()(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        pairs = [(row, number) for row, i in enumerate(batch) for number in by_context[contexts[i]]]
-        pairs.sort(key=lambda pair: len(requests[pair[1]].continuation), reverse=True)
-        lengths = [len(requests[number].continuation) for _, number in pairs]
-        # The encoder's states are repeated for every continuation, so they count as tokens.
-        costs = [(encoded.shape[1] + length, length * vocabulary) for length in lengths]
+        inputs = [(row, (start, *read)) for row, i in enumerate(batch) for read in by_context[contexts[i]]]
+        inputs.sort(key=lambda pair: len(pair[1]), reverse=True)
+        # The encoder's states are repeated for every row of the decoder, so they count as tokens.
+        costs = [(encoded.shape[1] + len(ids), len(ids) * vocabulary) for _, ids in inputs]
         for part in split_batches(costs, (batch_tokens, LOGITS_PER_BATCH)):
-            rows = torch.tensor([pairs[i][0] for i in part], device=model.device)
-            numbers = [pairs[i][1] for i in part]
-            targets, _ = pad_right([requests[number].continuation for number in numbers], 0, model.device)
+            rows = torch.tensor([inputs[i][0] for i in part], device=model.device)
+            decoder_ids, _ = pad_right([inputs[i][1] for i in part], start, model.device)
             logits = model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=encoded[rows]),
                 attention_mask=mask[rows],
-                decoder_input_ids=torch.cat([torch.full_like(targets[:, :1], start), targets[:, :-1]], dim=1),
+                decoder_input_ids=decoder_ids,
                 use_cache=False,
             ).logits
-            values = at_least_float32(logits).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-            for number, row in zip(numbers, values.double().cpu().numpy(), strict=True):
-                scores[number][:] = row[: len(scores[number])]
+            targets = [
+                (place, index, number, index, token)
+                for place, (row, ids) in enumerate(inputs[i] for i in part)
+                for number in by_context[contexts[batch[row]]][ids[1:]]
+                for index, token in enumerate(requests[number].continuation)
+            ]
+            _read_scores(logits, targets, scores)
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device=None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -384,10 +339,11 @@ def score_label_words(
     label_word_ids: Sequence[int],
     pad_id: int,
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> np.ndarray:
     """`label_word_logits` of any number of prompts in length-sorted batches: float64 (prompts, labels)."""
+    batch_tokens = batch_tokens or default_batch_tokens(model)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row].input_ids), reverse=True)
     batches = list(split_batches([(len(prompts[row].input_ids),) for row in order], (batch_tokens,)))
     scores = np.zeros((len(prompts), len(label_word_ids)))

@@ -105,23 +105,26 @@ def test_small_bounds_on_logits_and_caches_change_nothing(gpt2, monkeypatch):
 
 
 class Counter:
-    """Counts the tokens and the logit positions of a model's forward passes, by hooks."""
+    """Counts the tokens (0 is padding) and the logit positions of a model's forward passes, by hooks."""
 
     def __init__(self, model):
-        self.tokens = self.positions = self.passes = 0
+        self.tokens = self.positions = self.passes = self.largest = self.kept = 0
         self.handle = model.register_forward_hook(self._count, with_kwargs=True)
 
     def _count(self, _module, _args, kwargs, output):
         self.passes += 1
-        self.tokens += int((kwargs["attention_mask"][:, -kwargs["input_ids"].shape[1] :]).sum())
+        self.tokens += int((kwargs["input_ids"] != 0).sum())
         self.positions += output.logits.shape[0] * output.logits.shape[1]
+        self.largest = max(self.largest, kwargs["input_ids"].numel())
+        if kwargs["use_cache"] and "attention_mask" not in kwargs:
+            self.kept = max(self.kept, kwargs["input_ids"].numel())
 
 
 def test_each_distinct_prefix_is_encoded_once(gpt2):
-    shared, rng = list(range(40)), np.random.default_rng(3)
+    shared, rng = list(range(1, 41)), np.random.default_rng(3)
     requests = []
-    for row in range(6):
-        context = shared + [row, *rng.integers(0, VOCABULARY, 20).tolist()]
+    for row in range(1, 7):
+        context = shared + [row, *rng.integers(1, VOCABULARY, 20).tolist()]
         requests += [Request(context, [50 + label, 7, 8, 9]) for label in range(3)]
     counter = Counter(gpt2)
     score_continuations(gpt2, requests)
@@ -131,7 +134,7 @@ def test_each_distinct_prefix_is_encoded_once(gpt2):
 
 
 def test_label_words_after_one_context_cost_one_pass_and_one_position_each(gpt2):
-    requests = [Request([row, *range(5)], [label]) for row in range(5) for label in range(4)]
+    requests = [Request([row, *range(1, 6)], [label]) for row in range(1, 6) for label in range(4)]
     counter = Counter(gpt2)
     score_continuations(gpt2, requests)
     counter.handle.remove()
@@ -140,13 +143,39 @@ def test_label_words_after_one_context_cost_one_pass_and_one_position_each(gpt2)
 
 def test_a_window_switches_sharing_off_only_where_it_would_be_inexact():
     model = _causal("mistral-window")
-    requests = [Request([*range(20), row], [1, 2]) for row in range(3)]
+    requests = [Request([*range(1, 21), 40 + row], [1, 2]) for row in range(3)]
     counter = Counter(model)
     score_continuations(model, requests)
     assert counter.tokens == 3 * 22
     model.config.sliding_window = 64
     score_continuations(model, requests)
     assert counter.tokens == 3 * 22 + 20 + 3 * 2
+
+
+def test_batches_are_small_on_a_cpu_unless_they_are_asked_for(gpt2):
+    requests = [Request([row, *range(1, 40)], [1]) for row in range(1, 51)]
+    counter = Counter(gpt2)
+    score_continuations(gpt2, requests)
+    assert (counter.passes, counter.largest) == (2, 25 * 40)
+    score_continuations(gpt2, requests, batch_tokens=4000)
+    counter.handle.remove()
+    assert (counter.passes, counter.largest) == (3, 50 * 40)
+
+
+def test_what_a_batch_leaves_to_its_children_is_bounded(gpt2, monkeypatch):
+    requests = [
+        Request([row, *range(1, 30)], [label, 2, 3])
+        for row in range(1, 9)
+        for label in range(40, 42 if row < 7 else 41)
+    ]
+    # Room for two rows of 30 tokens: keys and values x layers x width x bytes.
+    monkeypatch.setattr(scoring, "CACHE_BYTES", 2 * 30 * (2 * 2 * 32 * 4))
+    counter = Counter(gpt2)
+    score_continuations(gpt2, requests)
+    counter.handle.remove()
+    # Six contexts have two children each: three batches of two rows leave something to two batches of two rows each. The
+    # other two contexts leave nothing and are one batch.
+    assert counter.kept == 2 * 30 and counter.passes == 3 * (1 + 2) + 1
 
 
 def test_truncation_keeps_the_end_and_the_first_tokens_and_is_counted(gpt2, caplog):
@@ -202,12 +231,30 @@ def test_prefix_tuned_model_is_scored_with_its_prefix():
     assert not np.allclose(np.concatenate(found), np.concatenate(plain), atol=1e-2)
 
 
-def test_seq2seq_equals_one_by_one_and_encodes_each_context_once():
+@pytest.fixture(scope="module")
+def t5():
     torch.manual_seed(0)
     config = transformers.T5Config(
         vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0
     )
-    model = transformers.T5ForConditionalGeneration(config).eval()
+    return transformers.T5ForConditionalGeneration(config).eval()
+
+
+def test_label_words_of_one_token_are_one_row_of_the_decoder(t5):
+    requests = [Request([row, *range(5)], [label]) for row in range(3) for label in range(4)]
+    requests += [Request([0, *range(5)], [7, label]) for label in range(4)]
+    read = []
+    handle = t5.get_decoder().register_forward_hook(
+        lambda _module, _args, kwargs, _output: read.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    score_continuations(t5, requests)
+    handle.remove()
+    # A row for each of three contexts, and one more for the words of two tokens that begin alike.
+    assert read == [(4, 2)]
+
+
+def test_seq2seq_equals_one_by_one_and_encodes_each_context_once(t5):
+    model = t5
     requests = _requests(5)
     encoded = []
     handle = model.get_encoder().register_forward_hook(

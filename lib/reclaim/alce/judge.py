@@ -140,16 +140,12 @@ class T5Judge:
             raise InputError(name, 'one first token for "1" and "0"', "a tokenizer that tells them apart")
 
     def probabilities(self, pairs: Sequence[Pair]) -> list[float]:
-        import torch
+        from reclaim.scoring import Request, score_continuations
 
         texts = [f"premise: {premise} hypothesis: {hypothesis}" for premise, hypothesis in pairs]
-        inputs = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.model.device)
-        start = torch.full((len(pairs), 1), self.model.config.decoder_start_token_id, device=self.model.device)
-        with torch.inference_mode():
-            logits = self.model(**inputs, decoder_input_ids=start).logits[:, 0].float()
-        compared = logits[:, self.tokens] if self.over == "pair" else logits
-        chosen = 0 if self.over == "pair" else self.tokens[0]
-        return compared.softmax(dim=-1)[:, chosen].tolist()
+        requests = [Request(ids, [digit]) for ids in self.tokenizer(texts)["input_ids"] for digit in self.tokens]
+        one, zero = np.reshape(score_continuations(self.model, requests), (-1, 2)).T
+        return np.exp(one if self.over == "vocabulary" else one - np.logaddexp(one, zero)).tolist()
 
 
 def load_judge(

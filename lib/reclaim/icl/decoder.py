@@ -24,6 +24,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
 
 from reclaim.errors import InputError
 from reclaim.seeding import derive
@@ -156,14 +157,14 @@ class AttentionOnlyForCausalLM(PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         past_key_values: DynamicCache | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
         **_options,
     ) -> CausalLMOutputWithPast:
-        """Logits (rows, tokens or the last `logits_to_keep`, vocabulary)."""
+        """Logits (rows, tokens or those that `logits_to_keep` names, vocabulary)."""
         cache = past_key_values
         if cache is None and use_cache:
             cache = DynamicCache()
-        hidden = self.hidden_states(input_ids, attention_mask, cache)[:, -logits_to_keep:]
+        hidden = slice_logits_to_keep(self.hidden_states(input_ids, attention_mask, cache), logits_to_keep)
         logits = F.linear(hidden, self.embedding.weight)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 

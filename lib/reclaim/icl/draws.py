@@ -130,6 +130,12 @@ def paired_demos(pool_labels: np.ndarray, k: int, n_classes: int, seed: int) -> 
     return chosen[:k]
 
 
+def raw_demos(n_rows: int, k: int, seed: int) -> list[int]:
+    """Rows of a pool of `n_rows` to show whatever their classes; nested as `paired_demos` are, and refused where they are."""
+    _check_pool(n_rows, k)
+    return np.random.default_rng(derive(seed, "raw")).permutation(n_rows)[:k].tolist()
+
+
 def space_labels(space: str, n_classes: int, labels: Sequence[str] | None = None) -> list[str]:
     """What classes can be called in a label space; `labels` as in `paired_label_map`."""
     _check_space(space, n_classes)

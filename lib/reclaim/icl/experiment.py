@@ -64,6 +64,7 @@ def run(
     """
     state_dir = Path(state_dir)
     begin_state(state_dir, spec, seed, data, __name__)
+    cells = {name: _cells(spec["settings"], name) for name in spec["models"]}
     sets = [part for name, entry in spec["data_sets"].items() for part in _sample_sets(name, entry, data, seed)]
     scratch = any(entry["source"] == "scratch" for entry in spec["models"].values())
     made = word_tokenizer(spec["pretraining"], data, _words(spec, data)) if scratch else None
@@ -90,15 +91,14 @@ def run(
         size = {"metric": "num_parameters", "value": float(model.num_parameters()), "n": 1, "unit": "count"}
         metrics.append({"variant": variant, **size})
         started = time.perf_counter()
-        cells = _cells(spec["settings"], name)
         for dataset in sets:
             path = state_dir / f"{name}.{dataset.name.replace('/', '.')}.parquet"
             if not path.exists():
                 # The small models share their prompts; those of large ones would fill the memory.
-                prepared = prompts.get((dataset.name, cells)) if tokenizer is made else None
-                prepared = prepared or _prepare(spec, model, tokenizer, dataset, cells, seed)
+                prepared = prompts.get((dataset.name, cells[name])) if tokenizer is made else None
+                prepared = prepared or _prepare(spec, model, tokenizer, dataset, cells[name], seed)
                 if tokenizer is made:
-                    prompts[dataset.name, cells] = prepared
+                    prompts[dataset.name, cells[name]] = prepared
                 write_parquet(_predict(spec, model, tokenizer, prepared, progress), path)
             tables.append(pd.read_parquet(path).assign(**variant, group=dataset.group))
         costs.append({"variant": variant, "measure": "evaluate_s", "value": time.perf_counter() - started, "unit": "s"})
@@ -138,7 +138,7 @@ def _words(spec: Mapping[str, Any], data: Mapping[str, Path]) -> Iterator[str]:
             for kind in TEMPLATE_KINDS:
                 for template in getattr(dataset, kind):
                     yield from (template.fill(row) for row in (*dataset.pool, *dataset.test))
-            yield from dataset.label_words
+            yield from (*dataset.label_words, dataset.content_free)
             for space in LABEL_SPACES:
                 yield from space_labels(space, len(dataset.label_words), dataset.made_up.get(space))
 
@@ -160,6 +160,7 @@ def _cells(settings: Sequence[Mapping[str, Any]], model: str) -> tuple[Cell, ...
 
 def _prepare(spec, model, tokenizer, dataset: IclSet, cells: Sequence[Cell], seed: int) -> Prepared:
     options = {"scorer": spec["scorers"][0], "degenerate": spec.get("degenerate", "stop")}
+    options["content_free"] = "word_calibrated" in spec["scorers"]
     return prepare(tokenizer, dataset, cells, seed, max_length=prompt_limit(model), **options)
 
 

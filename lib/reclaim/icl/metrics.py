@@ -4,6 +4,9 @@ Source: Pan et al. 2023 and its official code, which reports accuracy only. Besi
 need: macro-F1, the rate of the majority class, chance (1 / classes) and normalised accuracy
 (accuracy - chance) / (1 - chance), the only one that may be averaged over sets with different numbers of classes.
 
+Scorers of ours beside the official one: whole words, also divided by their number of tokens (`word_mean`), or calibrated for
+the context (`word_calibrated`; Zhao et al. 2021, whose ratio of probabilities is a difference of logarithms here).
+
 Differences from the official code: `valid_output` asks whether an answer is one of the words that were OFFERED (there:
 of the natural words, so that made-up labels never are); an answer that cannot be read is wrong and counts.
 """
@@ -19,24 +22,30 @@ from reclaim.errors import InputError
 from reclaim.icl.prompts import clean_answer
 from reclaim.metrics.classification import f1
 
-SCORERS = ("word", "word_mean", "official_last")
+SCORERS = ("word", "word_mean", "word_calibrated", "official_last")
 CELL_KEYS = ("setting", "num_demonstrations", "label_space", "template_kind", "template", "draws", "fixed_map")
 
 
 def predictions(table: pd.DataFrame, scorer: str) -> list[str]:
     """The label word that a scorer chooses in each row of a scored table, of the first class where two are equal.
 
-    `word`: sum of the log-probabilities of all its tokens; `word_mean`: that divided by their number; `official_last`: its
-    last token at the prompt's end. Raises `InputError` for another name.
+    `word`: sum of the log-probabilities of all its tokens; `word_mean`: that divided by their number; `word_calibrated`: that
+    less what it is where the query says nothing; `official_last`: its last token at the prompt's end. Raises `InputError` for
+    another name, and for a table without content-free prompts that is to be calibrated.
     """
     if scorer not in SCORERS:
         raise InputError("scorer", repr(scorer), f"one of {', '.join(SCORERS)}")
-    chosen = []
-    column = table["logprob_last" if scorer == "official_last" else "logprob_word"]
-    for scores, pieces, words in zip(column, table["label_pieces"], table["label_words"], strict=True):
-        scores = np.divide(scores, pieces) if scorer == "word_mean" else scores
-        chosen.append(words[int(np.argmax(scores))])
-    return chosen
+    columns = [table["logprob_last" if scorer == "official_last" else "logprob_word"]]
+    if scorer == "word_mean":
+        columns.append(table["label_pieces"])
+    elif scorer == "word_calibrated":
+        if "logprob_free" not in table:
+            raise InputError("table of predictions", "no column 'logprob_free'", "prompts with `content_free`")
+        columns.append(table["logprob_free"])
+    adjust = {"word_mean": np.divide, "word_calibrated": np.subtract}.get(scorer, np.asarray)
+    return [
+        words[int(np.argmax(adjust(*scores)))] for words, *scores in zip(table["label_words"], *columns, strict=True)
+    ]
 
 
 def correct(targets: Sequence[str], answers: Sequence[str]) -> np.ndarray:

@@ -17,19 +17,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from reclaim.errors import InputError
 from reclaim.icl.metrics import predictions
 from reclaim.icl.prepare import OFFICIAL_LIMIT, Cell, Prepared, prepare
 from reclaim.icl.prompts import IclSet, clean_answer
-from reclaim.scoring import Request, evaluating, pad_right, position_limit, score_continuations
+from reclaim.scoring import Request, evaluating, pad_right, position_limit, score_continuations, split_batches
 
 LABEL_ROOM = 16
 """Tokens that a prompt leaves to a label word."""
-
-BATCH_TOKENS = {"cpu": 1024}
-"""Tokens of a batch by kind of device, 16,384 elsewhere: on a CPU small batches are faster, as they stay in its cache."""
 
 
 def run_icl(
@@ -50,6 +46,7 @@ def run_icl(
     """
     cells = [cells] if isinstance(cells, Cell) else cells
     limit = max_length or prompt_limit(model)
+    options = {"content_free": scorer == "word_calibrated", **options}
     prepared = prepare(tokenizer, dataset, cells, seed, scorer=scorer, max_length=limit, **options)
     return score(model, prepared, scorer=scorer, batch_tokens=batch_tokens)
 
@@ -70,18 +67,25 @@ def score(
     """Run a causal model over prepared prompts; gives their table with scores and predictions.
 
     Added columns: `logprob_word` and `logprob_last`, one number a class in nats (sum over the word's tokens; last token
-    at the prompt's end); `scorer`; `prediction`, its best label word, of the first class where two are equal.
+    at the prompt's end); `logprob_free`, the sum where the query says nothing, if there are such prompts; `scorer`;
+    `prediction`, its best label word, of the first class where two are equal.
 
     Raises `InputError` for a token that the model does not have.
     """
     known = model.get_input_embeddings().weight.shape[0]
     highest = max(
-        (max(tokens) for tokens in (*prepared.contexts, *(w for ws in prepared.words for w in ws))), default=0
+        (
+            max(tokens)
+            for tokens in (*prepared.contexts, *prepared.content_free, *(w for ws in prepared.words for w in ws))
+        ),
+        default=0,
     )
     if highest >= known:
         raise InputError("prompts", f"the token {highest}", f"tokens below {known}, those of the model", "Texts that a "
                          "tokenizer was not made for, or the tokenizer of another model.")  # fmt: skip
     requests, places = [], []
+    for context, words in zip(prepared.content_free, prepared.words, strict=bool(prepared.content_free)):
+        requests += [Request(context, word) for word in words]
     for number, (context, words) in enumerate(zip(prepared.contexts, prepared.words, strict=True)):
         for position, word in enumerate(words):
             for tokens in (word, word[-1:])[: len(word)]:
@@ -89,8 +93,9 @@ def score(
                 places.append((number, position))
     by_word = [[0.0] * len(words) for words in prepared.words]
     by_last = [[0.0] * len(words) for words in prepared.words]
-    batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, 16384)
     values = score_continuations(model, requests, batch_tokens=batch_tokens, progress=progress)
+    free = iter([float(value.sum()) for value in values[: len(values) - len(places)]])
+    values = values[len(values) - len(places) :]
     for (number, position), value in zip(places, values, strict=True):
         # A word's last token alone comes after the whole word, and for a word of one token the two are the same.
         if len(value) == len(prepared.words[number][position]):
@@ -98,6 +103,8 @@ def score(
         if len(value) == 1:
             by_last[number][position] = float(value[0])
     table = prepared.table.assign(logprob_word=by_word, logprob_last=by_last)
+    if prepared.content_free:
+        table["logprob_free"] = [[next(free) for _ in words] for words in prepared.words]
     return table.assign(scorer=scorer, prediction=predictions(table, scorer))
 
 
@@ -108,11 +115,9 @@ def free_answers(
     pad_id = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
     order = sorted(range(len(contexts)), key=lambda number: len(contexts[number]), reverse=True)
     answers = [""] * len(contexts)
-    with evaluating(model), torch.no_grad():
-        start = 0
-        while start < len(order):
-            batch = order[start : start + max(1, batch_tokens // len(contexts[order[start]]))]
-            start += len(batch)
+    with evaluating(model):
+        for places in split_batches([(len(contexts[number]),) for number in order], (batch_tokens,)):
+            batch = [order[place] for place in places]
             ids, mask = pad_right([contexts[number][::-1] for number in batch], pad_id, model.device)
             generated = model.generate(
                 input_ids=ids.flip(1), attention_mask=mask.flip(1), max_new_tokens=max_new_tokens, do_sample=False,

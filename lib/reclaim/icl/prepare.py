@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -22,15 +22,16 @@ from reclaim.icl.draws import (
     official_random_labels,
     paired_demos,
     paired_label_map,
+    raw_demos,
     sample_demos,
     shown_classes,
 )
+from reclaim.icl.metrics import SCORERS
 from reclaim.icl.prompts import IclSet, Row, join_official, join_prompt, shorten
 from reclaim.prompting.tokens import leading_ids, text_ids
 from reclaim.seeding import derive
 
-SCORERS = ("word", "official_last")
-DRAWS = ("paired", "independent", "official")
+DRAWS = ("paired", "independent", "raw", "reordered", "official")
 ABSTRACT = ("abstract", "abstract_shuffled")
 OFFICIAL_LIMIT = 2048 - 128
 """Tokens that the original allows a prompt: its longest sequence less the room it keeps for an answer."""
@@ -48,9 +49,10 @@ CHECKS = {
 class Cell:
     """One setting of the study at one number of demonstrations.
 
-    `template_kind` is minimal for ABSTRACT and natural for the others unless it is given. `draws`: paired, official, or
-    independent (as paired, but with demonstrations that no other cell has). `fixed_map`: one map to made-up labels for
-    the whole run instead of one a row.
+    `template_kind` is minimal for ABSTRACT and natural for the others unless it is given. `draws`: paired, official, or a
+    control: independent (as paired, but with demonstrations that no other cell has), raw (whatever their classes) or
+    reordered (the paired ones in another order). `fixed_map`: one map to made-up labels for the whole run instead of one
+    a row.
 
     Raises `InputError` for values that do not go together.
     """
@@ -96,15 +98,21 @@ class Drawer:
         name, k = self.dataset.name, cell.num_demonstrations
         words = self.dataset.template(cell.template_kind, cell.template).label_words(self.dataset.label_words)
         place = derive(self.seed, "icl", name, row["id"])
-        own = place if cell.draws == "paired" else derive(place, *asdict(cell).values())
+        own = derive(place, *asdict(cell).values()) if cell.draws in ("independent", "official") else place
         if cell.draws == "official":
             # The original has no seeds; here each row and cell has a stream of its own.
             rng = random.Random(own)
             return draw_official(self.pool_labels.tolist(), words, cell.setting, cell.label_space, k, rng)
-        if own not in self.lists:
-            longest = self.longest if cell.draws == "paired" else k
-            self.lists[own] = paired_demos(self.pool_labels, longest, len(words), derive(own, "demonstrations"))
-        demonstrations = self.lists[own][:k]
+        if cell.draws == "raw":
+            demonstrations = raw_demos(len(self.pool_labels), k, own)
+        else:
+            if own not in self.lists:
+                longest = k if cell.draws == "independent" else self.longest
+                self.lists[own] = paired_demos(self.pool_labels, longest, len(words), derive(own, "demonstrations"))
+            demonstrations = self.lists[own][:k]
+        if cell.draws == "reordered":
+            order = np.random.default_rng(derive(own, "order", k)).permutation(k)
+            demonstrations = [demonstrations[i] for i in order]
         classes = [int(self.pool_labels[i]) for i in demonstrations]
         classes = shown_classes(cell.setting, classes, len(words), own)
         if cell.setting in ABSTRACT:
@@ -172,13 +180,23 @@ class PromptWriter:
                 return prompt, list(range(count))
         raise InputError(place, f"more than {self.max_length:g} tokens in the query alone", "a shorter text")
 
+    def write_content_free(self, dataset: IclSet, cell: Cell, drawn: Drawn, kept: Sequence[int], query: int) -> str:
+        """The prompt that `write` gave, with texts that say nothing in the place of the query's."""
+        shown = [(self._text(dataset, cell, "pool", drawn.demonstrations[i]), drawn.labels[i]) for i in kept]
+        asked = self._text(dataset, cell, "content_free", query)
+        join = join_official if cell.draws == "official" else join_prompt
+        return join(dataset.separator, shown, asked).strip()
+
     def _text(self, dataset: IclSet, cell: Cell, part: str, position: int) -> str:
-        """The text before the label of a row of the pool or of the test rows."""
+        """The text before the label of a row of the pool or of the test rows, or of a test row that says nothing."""
         official = cell.draws == "official"
         key = dataset.name, cell.template_kind, cell.template, official, part, position
         if key not in self.filled:
             template = dataset.template(cell.template_kind, cell.template)
-            self.filled[key] = template.fill(getattr(dataset, part)[position], official)
+            row = (dataset.pool if part == "pool" else dataset.test)[position]
+            if part == "content_free":
+                row = {**row, "text": dataset.content_free, "text_pair": dataset.content_free}
+            self.filled[key] = template.fill(row, official)
         return self.filled[key]
 
     def fits(self, prompt: str) -> bool:
@@ -194,7 +212,10 @@ class PromptWriter:
         return [self.opening + ids for ids in encoded]
 
     def label(self, word: str) -> tuple[int, ...]:
-        """Token ids of a label word behind a text: with the space before it, and never a piece for the space alone."""
+        """Token ids of a label word behind a text, as they stand there: with the space before it.
+
+        A piece for the space alone is among them only where the tokenizer has none for both, as that of LLaMA for digits.
+        """
         if word not in self.label_tokens:
             before, both = text_ids(self.tokenizer, "a"), text_ids(self.tokenizer, f"a {word}")
             ids = both[len(before) :] if both[: len(before)] == before else text_ids(self.tokenizer, f" {word}")
@@ -206,11 +227,15 @@ class PromptWriter:
 
 @dataclass
 class Prepared:
-    """Prompts ready to be scored: the table without scores, the tokens of each prompt and of its label words."""
+    """Prompts ready to be scored: the table without scores, the tokens of each prompt and of its label words.
+
+    `content_free`: the tokens of each prompt with a query that says nothing, or none.
+    """
 
     table: pd.DataFrame
     contexts: list[list[int]]
     words: list[list[tuple[int, ...]]]
+    content_free: list[list[int]] = field(default_factory=list)
 
 
 def prepare(
@@ -223,9 +248,11 @@ def prepare(
     scorer: str = "word",
     max_length: float = OFFICIAL_LIMIT,
     degenerate: str = "stop",
+    content_free: bool = False,
 ) -> Prepared:
     """Draw and write the prompts of every cell for the test rows at positions `rows` (default: all).
 
+    `content_free`: with prompts whose query says nothing beside them, for the scorer `word_calibrated`.
     `degenerate`: "stop" raises `InputError` for what `CHECKS` names (paired draws; a missing class is only noted), "note"
     notes it in the table. A query among its own demonstrations always stops.
     """
@@ -233,7 +260,7 @@ def prepare(
         raise InputError("scorer, degenerate", f"{scorer!r}, {degenerate!r}", f"one of {SCORERS}; stop or note")
     writer = PromptWriter(tokenizer, max_length)
     drawer = Drawer(dataset, seed, max((cell.num_demonstrations for cell in cells), default=0))
-    records, prompts, words = [], [], []
+    records, prompts, words, free = [], [], [], []
     for cell in cells:
         keys = asdict(cell)
         for query in range(len(dataset.test)) if rows is None else rows:
@@ -268,9 +295,11 @@ def prepare(
             )
             prompts.append(prompt)
             words.append(ids)
+            if content_free:
+                free.append(writer.write_content_free(dataset, cell, drawn, kept, query))
     contexts = writer.encode(prompts)
     table = pd.DataFrame(records).assign(num_tokens=[len(context) for context in contexts])
-    return Prepared(table, contexts, words)
+    return Prepared(table, contexts, words, writer.encode(free))
 
 
 def _refuse_leak(dataset: IclSet, row: Row, drawn: Drawn) -> None:

@@ -75,7 +75,7 @@ class IclSet:
 
     `pool` and `test` are rows with id, label (position in `label_words`) and the columns that the templates name. `made_up`
     restricts the made-up labels of a label space. `repeats` says that texts recur by chance, so that a query may equal a
-    demonstration without being it.
+    demonstration without being it. `content_free` stands for a text that says nothing (Zhao et al. 2021).
     """
 
     name: str
@@ -86,6 +86,7 @@ class IclSet:
     separator: str = "\n\n\n"
     made_up: Mapping[str, Sequence[str]] = field(default_factory=dict)
     repeats: bool = False
+    content_free: str = "N/A"
     pool: Sequence[Row] = ()
     test: Sequence[Row] = ()
 
@@ -130,7 +131,7 @@ def define_sets(name: str) -> dict[str, IclSet]:
     fields: dict[str, Any] = {
         kind: _templates(templates[known[kind]], known.get("about", "")) for kind in TEMPLATE_KINDS
     }
-    fields |= {key: known[key] for key in ("group", "separator", "made_up", "repeats") if key in known}
+    fields |= {key: known[key] for key in ("group", "separator", "made_up", "repeats", "content_free") if key in known}
     return {
         value: IclSet(
             name=f"{name}/{value}" if value else name,
