@@ -79,7 +79,8 @@ def run(
         costs.append(
             {"variant": {"model": name}, "measure": "train_s", "value": time.perf_counter() - started, "unit": "s"}
         )
-        curves += _curve(name, public_loss(next(iter(folders.values()))))
+        keys = {"model": name, "data": spec["private"]["data"]}
+        curves += _curve(keys, public_loss(next(iter(folders.values()))))
         for stage, folder in folders.items():
             started = time.perf_counter()
             paths = [state_dir / f"{name}.{stage}.{kind}.parquet" for kind in ("predictions", "rows")]
@@ -138,9 +139,9 @@ def _models(name, entry, spec, texts, seed, data, state_dir, device, progress):
     return tokenizer, {stage: made[epoch] for stage, epoch in stages.items()}
 
 
-def _curve(name: str, loss: Sequence[float]) -> Iterator[dict]:
+def _curve(keys: dict[str, str], loss: Sequence[float]) -> Iterator[dict]:
     for step, value in stretches(loss):
-        yield {"variant": {"model": name}, "step": step, "measure": "pretrain_loss", "value": value, "unit": "nats"}
+        yield {"variant": keys, "step": step, "measure": "pretrain_loss", "value": value, "unit": "nats"}
 
 
 # ------------------------------------------------------------------------------------------------------------- one stage
@@ -181,7 +182,7 @@ class _Record:
 def _attack_stage(spec, name, entry, stage, model, tokenizer, texts, entities, seed, progress):
     """Every attack on one model: the frames of predictions and of rows."""
     attacker = Attacker.of(model, tokenizer, SearchOptions(**spec["search"]), texts.public[:OWN_TEXT])
-    record = _Record(model=name, tied=is_tied(model), stage=stage)
+    record = _Record(model=name, tied=is_tied(model), data=spec["private"]["data"], stage=stage)
     losses = {"private_loss": texts.private, "held_out_loss": texts.held_out}
     for metric, sentences in losses.items():
         record.add({}, ITEM, {metric: float(sentence_losses(model, tokenizer, sentences).mean())})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from reclaim.report.accuracy import HOW, mean_text
 from reclaim.report.figures import (
@@ -22,7 +23,8 @@ from reclaim.report.figures_film_defences import defence_exhibits
 from reclaim.report.figures_film_examples import KEY, SEARCHES, STAGES, examples, stage_place
 from reclaim.report.system import Record, System, SystemTables, by_seed, group, where
 
-EXPERIMENTS = ("attack", "tied")
+EXPERIMENTS = ("attack", "tied", "wikitext", "enron")
+HEADS = ("untied", "tied")
 PAPER = {
     "the paper, Enron": {1: 0.70, 2: 0.48, 4: 0.44, 8: 0.42, 16: 0.33, 32: 0.33, 64: 0.33, 128: 0.32},
     "the paper, WikiText-103": {1: 0.54, 2: 0.44, 4: 0.37, 8: 0.31, 16: 0.27, 32: 0.25, 64: 0.26, 128: 0.27},
@@ -72,7 +74,13 @@ def _attack_exhibits(tables: SystemTables) -> list[Exhibit]:
 
 
 def _records(tables: SystemTables, metric: str) -> list[Record]:
-    return [record for experiment in EXPERIMENTS for record in tables.metric(experiment, metric)]
+    return [_named(record) for experiment in EXPERIMENTS for record in tables.metric(experiment, metric)]
+
+
+def _named(record: Record) -> Record:
+    """A model of the world goes by its head, another one by its name and the client's text."""
+    name, data = record.keys["model"], record.keys["data"]
+    return replace(record, keys={**record.keys, "model": f"{name} head" if name in HEADS else f"{name}, {data}"})
 
 
 def _models(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -130,7 +138,7 @@ def _batch_sizes(records: Sequence[Record]) -> Exhibit:
                     Series(label, {math.log2(size): {0: value} for size, value in values.items()})
                     for label, values in PAPER.items()
                 ]
-            panels.append(Panel(f"{model} head, {STAGES.get(stage, stage)}", "ROUGE-L", lines))
+            panels.append(Panel(f"{model}, {STAGES.get(stage, stage)}", "ROUGE-L", lines))
     return _plot(
         "batch-sizes",
         "Recovery against batch size",
@@ -151,7 +159,7 @@ def _excess(records: Sequence[Record]) -> Exhibit:
                 _line(STAGES.get(stage, stage), where(found, search=search, stage=stage)) for stage in _stages(found)
             ]
             lines = [line for line in lines if line.values]
-            panels.append(Panel(f"{model} head, {label}", "excess ROUGE-L", lines, [("no leak", 0.0)] if lines else []))
+            panels.append(Panel(f"{model}, {label}", "excess ROUGE-L", lines, [("no leak", 0.0)] if lines else []))
     return _plot(
         "excess",
         "What is recovered beyond a decoy batch",
@@ -172,7 +180,7 @@ def _epochs(records: Sequence[Record], epochs: Sequence[Record]) -> Exhibit:
             stages = group(of_size, lambda record: record.keys["stage"])
             values = {at[stage]: by_seed(stages[stage]) for stage in sorted(stages, key=at.__getitem__)}
             lines.append(Series(f"batches of {size}", values))
-        panels.append(Panel(f"{model} head", "excess ROUGE-L", lines, [("no leak", 0.0)]))
+        panels.append(Panel(model, "excess ROUGE-L", lines, [("no leak", 0.0)]))
     return _plot(
         "epochs",
         "Recovery against the epochs of the client's training",
@@ -202,7 +210,7 @@ def _searches(tables: SystemTables) -> Exhibit:
             "First answer and best of eight apart: which of eight is best only the truth can say. The official "
             "search gives as many answers as it has groups. Means over seeds with 95 % intervals."
         ),
-        columns=("head", "stage", "batch size", "search", "ROUGE-L, first", "best of 8", "exact, first", "best of 8"),
+        columns=("model", "stage", "batch size", "search", "ROUGE-L, first", "best of 8", "exact, first", "best of 8"),
         rows=rows,
     )
 
@@ -216,7 +224,7 @@ def _iteration(tables: SystemTables) -> Exhibit:
             for size, of_size in sorted(group(records, lambda record: record.keys["batch_size"]).items()):
                 counts = group(of_size, lambda record: float(record.keys["repetitions"]))
                 lines.append(Series(f"batches of {size}{name}", {x: by_seed(counts[x]) for x in sorted(counts)}))
-        panels.append(Panel(f"{model} head", "share with ROUGE-L ≥ 0.6", lines))
+        panels.append(Panel(model, "share with ROUGE-L ≥ 0.6", lines))
     return _plot(
         "iteration",
         "Several sentences by repetition",
@@ -243,7 +251,7 @@ def _reordering(records: Sequence[Record]) -> Exhibit:
             "Sentences before and after the official two-stage reordering, scored by perplexity with and without the "
             "gradient norm. Means over seeds with 95 % intervals."
         ),
-        columns=("head", "stage", "from", "score", "ROUGE-L"),
+        columns=("model", "stage", "from", "score", "ROUGE-L"),
         rows=rows,
         missing="" if rows else "reordering was not chosen",
     )
@@ -251,10 +259,11 @@ def _reordering(records: Sequence[Record]) -> Exhibit:
 
 def _tied(records: Sequence[Record]) -> Exhibit:
     panels = []
-    for _, found in _models(record for record in records if record.keys["tied"]).items():
+    for model, found in _models(record for record in records if record.keys["tied"]).items():
         for stage in _stages(found):
             rules = group(where(found, stage=stage, targets=1.0), lambda record: record.keys["rule"])
-            panels.append(Panel(STAGES.get(stage, stage), "F1", [_line(rule, rules[rule]) for rule in sorted(rules)]))
+            lines = [_line(rule, rules[rule]) for rule in sorted(rules)]
+            panels.append(Panel(f"{model}, {STAGES.get(stage, stage)}", "F1", lines))
     return _plot(
         "tied",
         "Rules that read the bag of words under a tied head",
@@ -300,7 +309,7 @@ def _everything(tables: SystemTables) -> Exhibit:
             "Best pair of a batch, mean over batches, then over seeds with 95 % intervals; names are found by a "
             "ruler over the data's places and weekdays; the edit distance is a share of the longer sentence."
         ),
-        columns=("head", "stage", "batch size", "attack", *names),
+        columns=("model", "stage", "batch size", "attack", *names),
         rows=rows,
     )
 
@@ -315,10 +324,11 @@ def _losses(tables: SystemTables) -> Exhibit:
             rows.append((model, STAGES.get(stage, stage), *texts))
     curves = []
     for experiment in EXPERIMENTS:
-        for model, points in group(tables.curve("pretrain_loss", experiment), lambda p: p.keys["model"]).items():
-            for run in group(points, lambda record: record.seed).values():
+        points = [_named(record) for record in tables.curve("pretrain_loss", experiment)]
+        for model, of_model in group(points, lambda record: record.keys["model"]).items():
+            for run in group(of_model, lambda record: record.seed).values():
                 steps = sorted((record.step, record.value) for record in run)
-                curves.append(Curve(f"{model} head", *zip(*steps, strict=True)))
+                curves.append(Curve(model, *zip(*steps, strict=True)))
     return Exhibit(
         key="losses",
         title="The models under attack",
@@ -327,8 +337,8 @@ def _losses(tables: SystemTables) -> Exhibit:
             "of their kind at each stage."
         ),
         svg=curve_plot(f"{KEY}-losses", curves, "step", "loss (nats a token)") if curves else "",
-        alt="Loss on the client's sentences: " + "; ".join(f"{row[0]} head, {row[1]}: {row[2]}" for row in rows) + ".",
-        columns=("head", "stage", "client's sentences (nats)", "others of their kind (nats)"),
+        alt="Loss on the client's sentences: " + "; ".join(f"{row[0]}, {row[1]}: {row[2]}" for row in rows) + ".",
+        columns=("model", "stage", "client's sentences (nats)", "others of their kind (nats)"),
         rows=rows,
     )
 

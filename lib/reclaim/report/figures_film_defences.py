@@ -12,7 +12,8 @@ from reclaim.report.accuracy import HOW, mean_text
 from reclaim.report.figures import Exhibit, Panel, Row, Series, fixed, line_plot, mean_interval, number, row_plot
 from reclaim.report.system import Record, SystemTables, by_seed, group, where
 
-EXPERIMENT = "defences"
+# The world's client, and GPT-2 on the paper's texts in the paper overlay.
+EXPERIMENTS = {"defences": "", "wikitext_defences": ", GPT-2 on WikiText-103", "enron_defences": ", GPT-2 on Enron"}
 # Names of the defences, and of what their strength is.
 DEFENCES = {
     "none": ("none", ""),
@@ -30,10 +31,15 @@ PAPER_ROUGE_L = {"film": 54.0, "dlg": 15.0}
 
 def defence_exhibits(tables: SystemTables) -> list[Exhibit]:
     """Give what the section shows of the defences, in order."""
-    if not tables.metric(EXPERIMENT, "gain_kept"):
+    chosen = [name for name in EXPERIMENTS if tables.metric(name, "gain_kept")]
+    if not chosen:
         return [Exhibit("defences", "Attack against utility", missing="the experiment `defences` was not chosen")]
-    shown = [_attack_against_utility(tables), _span(tables), _scalars(tables), _candidates(tables), _rivals(tables)]
+    shown = [figure(tables, name) for name in chosen for figure in FIGURES]
     return [exhibit for exhibit in shown if exhibit is not None]
+
+
+def _key(experiment: str, figure: str) -> str:
+    return figure if experiment == "defences" else f"{figure}-{experiment}"
 
 
 def _name(keys: dict) -> str:
@@ -49,15 +55,15 @@ def _arm(record: Record) -> tuple:
 # ------------------------------------------------------------------------------------------------------ attack and utility
 
 
-def _attack_against_utility(tables: SystemTables) -> Exhibit:
+def _attack_against_utility(tables: SystemTables, experiment: str) -> Exhibit:
     """Every strength of every defence: what is still read against what is still learned."""
-    found = group(tables.metric(EXPERIMENT, "gain_kept"), _arm)
+    found = group(tables.metric(experiment, "gain_kept"), _arm)
     order = sorted(found, key=lambda arm: (list(DEFENCES).index(arm[0]), arm[1]))
     gains = {arm: by_seed(found[arm], 100) for arm in order}
     metrics = {
         metric: [
             record
-            for record in tables.metric(EXPERIMENT, metric)
+            for record in tables.metric(experiment, metric)
             if record.keys["attacker"] in ATTACKERS
             and "input_ratio" not in record.keys
             and "comparison" not in record.keys
@@ -81,13 +87,13 @@ def _attack_against_utility(tables: SystemTables) -> Exhibit:
             for attacker in ATTACKERS
             for metric in ("bag_f1", "rouge_L", "excess_rouge_L")
         ]
-        spent = by_seed(where(tables.metric(EXPERIMENT, "epsilon"), **keys))
-        perplexity = by_seed(where(tables.metric(EXPERIMENT, "perplexity"), **keys))
+        spent = by_seed(where(tables.metric(experiment, "epsilon"), **keys))
+        perplexity = by_seed(where(tables.metric(experiment, "perplexity"), **keys))
         last = (mean_text(perplexity.values()), number(mean_interval(spent.values())[0]), str(len(gain)))
         rows.append((_name(keys), mean_text(gain.values()), *cells, *last))
     return Exhibit(
-        key="defences",
-        title="Attack against utility, for each defence and strength",
+        key=_key(experiment, "defences"),
+        title="Attack against utility, for each defence and strength" + EXPERIMENTS[experiment],
         caption=(
             f"{HOW} To the right: what of the fall of the held-out loss, under no defence, a client keeps that trains under "
             "the defence on text of another kind. Upwards: ROUGE-L of the sentence written, beyond that against as many "
@@ -96,7 +102,7 @@ def _attack_against_utility(tables: SystemTables) -> Exhibit:
             "sent; below, the attacker knows the size of the bag, or uses the span test, or averages scalars, and searches "
             "better. Four sentences a batch. DP-SGD: norm clipped to 1; its epsilon is at delta = 1 / sentences."
         ),
-        svg=line_plot("film-defences", panels, "gain of training kept (%)"),
+        svg=line_plot(f"film-{_key(experiment, 'defences')}", panels, "gain of training kept (%)"),
         alt="Gain kept, then ROUGE-L beyond a decoy of FILM and of the strongest attacker, in per cent: "
         + "; ".join(f"{row[0]}: {row[1]}, {row[4]}, {row[7]}" for row in rows)
         + ".",
@@ -120,9 +126,9 @@ def _attack_against_utility(tables: SystemTables) -> Exhibit:
 # ------------------------------------------------------------------------------------------------------------ switch-over
 
 
-def _span(tables: SystemTables) -> Exhibit | None:
+def _span(tables: SystemTables, experiment: str) -> Exhibit | None:
     """The span test around N = width, and what the whole vocabulary scores."""
-    records = [record for record in tables.metric(EXPERIMENT, "bag_f1") if "input_ratio" in record.keys]
+    records = [record for record in tables.metric(experiment, "bag_f1") if "input_ratio" in record.keys]
     if not records:
         return None
     lines = []
@@ -132,31 +138,33 @@ def _span(tables: SystemTables) -> Exhibit | None:
             by_ratio = group(where(found, attacker=attacker), lambda record: float(record.keys["input_ratio"]))
             lines.append(Series(label + suffix, {x: by_seed(by_ratio[x], 100) for x in sorted(by_ratio)}))
     return _lines(
+        experiment,
         "span",
         "Words read without embeddings, around N = width",
         lines,
         "different inputs N / width of the span",
         "The span test on the gradient of the first attention layer. N counts different (word, position) pairs with a "
         "target; the width is that of the model, or LoRA's r. Below it the test can be exact; where the span fills the "
-        f"space, every word passes. Of single sentences with frozen embeddings, {_exact(tables)} % came out word by word.",
+        "space, every word passes. Of single sentences with frozen embeddings, "
+        f"{_exact(tables, experiment)} % came out word by word.",
     )
 
 
-def _exact(tables: SystemTables) -> str:
+def _exact(tables: SystemTables, experiment: str) -> str:
     found = [
         record
-        for record in tables.metric(EXPERIMENT, "exact_match")
+        for record in tables.metric(experiment, "exact_match")
         if record.keys["defence"] == "freeze" and record.keys.get("search") == "none"
     ]
     return mean_text(by_seed(found, 100).values(), 0)
 
 
-def _scalars(tables: SystemTables) -> Exhibit | None:
+def _scalars(tables: SystemTables, experiment: str) -> Exhibit | None:
     """The mean of K scalars: bags by K and size of the batch."""
-    records = [record for record in tables.metric(EXPERIMENT, "bag_f1") if "num_scalars" in record.keys]
+    records = [record for record in tables.metric(experiment, "bag_f1") if "num_scalars" in record.keys]
     if not records:
         return None
-    needed = group(tables.metric(EXPERIMENT, "scalars_needed"), lambda record: record.keys["batch_size"])
+    needed = group(tables.metric(experiment, "scalars_needed"), lambda record: record.keys["batch_size"])
     lines, rules = [], []
     for size, found in group(records, lambda record: record.keys["batch_size"]).items():
         drawn = group(where(found, source="law"), lambda record: math.log10(record.keys["num_scalars"]))
@@ -165,6 +173,7 @@ def _scalars(tables: SystemTables) -> Exhibit | None:
         lines.append(Series(f"{size} a batch, really sent", {x: by_seed(sent[x], 100) for x in sorted(sent)}))
         rules.append(f"{number(mean_interval(by_seed(needed[size]).values())[0])} for {size} a batch")
     return _lines(
+        experiment,
         "scalars",
         "Words read from many scalars of one batch",
         lines,
@@ -175,27 +184,27 @@ def _scalars(tables: SystemTables) -> Exhibit | None:
     )
 
 
-def _lines(key: str, title: str, lines: Sequence[Series], xlabel: str, caption: str) -> Exhibit:
+def _lines(experiment: str, key: str, title: str, lines: Sequence[Series], xlabel: str, caption: str) -> Exhibit:
     rows = [
         (line.label, f"{x:.3g}", mean_text(values.values()), str(len(values)))
         for line in lines
         for x, values in line.values.items()
     ]
     return Exhibit(
-        key=key,
-        title=title,
+        key=_key(experiment, key),
+        title=title + EXPERIMENTS[experiment],
         caption=f"{HOW} {caption}",
-        svg=line_plot(f"film-{key}", [Panel("", "F1 of the bag (%)", lines)], xlabel),
+        svg=line_plot(f"film-{_key(experiment, key)}", [Panel("", "F1 of the bag (%)", lines)], xlabel),
         alt="F1 of the bag in per cent: " + "; ".join(f"{row[0]} at {row[1]}: {row[2]}" for row in rows) + ".",
         columns=("attack", xlabel, "F1 of the bag (%) [95 % interval]", "seeds"),
         rows=rows,
     )
 
 
-def _candidates(tables: SystemTables) -> Exhibit | None:
+def _candidates(tables: SystemTables, experiment: str) -> Exhibit | None:
     """How often one scalar picks the true sentence."""
-    picked = group(tables.metric(EXPERIMENT, "picked"), lambda record: record.keys["candidates"])
-    chance = group(tables.metric(EXPERIMENT, "chance"), lambda record: record.keys["candidates"])
+    picked = group(tables.metric(experiment, "picked"), lambda record: record.keys["candidates"])
+    chance = group(tables.metric(experiment, "chance"), lambda record: record.keys["candidates"])
     if not picked:
         return None
     names = {"sentences": "other sentences of its kind", "one_word": "the sentence with another word at one place"}
@@ -209,8 +218,8 @@ def _candidates(tables: SystemTables) -> Exhibit | None:
         for kind, found in picked.items()
     ]
     return Exhibit(
-        key="candidates",
-        title="A choice among candidates by one scalar",
+        key=_key(experiment, "candidates"),
+        title="A choice among candidates by one scalar" + EXPERIMENTS[experiment],
         caption=(
             "A MeZO client sends one scalar for a batch of one sentence; whoever has a list of candidates computes the scalar "
             "of each under the same seed. What hides from reconstruction does not hide from guessing."
@@ -220,10 +229,10 @@ def _candidates(tables: SystemTables) -> Exhibit | None:
     )
 
 
-def _rivals(tables: SystemTables) -> Exhibit | None:
+def _rivals(tables: SystemTables, experiment: str) -> Exhibit | None:
     """FILM and gradient matching on the same single sentences."""
     found = group(
-        where(tables.metric(EXPERIMENT, "rouge_L"), comparison="rivals"), lambda record: record.keys["attacker"]
+        where(tables.metric(experiment, "rouge_L"), comparison="rivals"), lambda record: record.keys["attacker"]
     )
     if not found:
         return None
@@ -234,14 +243,14 @@ def _rivals(tables: SystemTables) -> Exhibit | None:
         rows.append(Row(RIVALS[attacker], *mean_interval(points), points=points, paper=paper))
         table.append((RIVALS[attacker], mean_text(points), str(len(points)), fixed(paper, 0)))
     return Exhibit(
-        key="rivals",
-        title="FILM and gradient matching from one sentence",
+        key=_key(experiment, "rivals"),
+        title="FILM and gradient matching from one sentence" + EXPERIMENTS[experiment],
         caption=(
             f"{HOW} The paper's figures are read off its repository's plot (WikiText-103, GPT-2; gradient matching is one "
             "line there). Gradient matching has fewer steps here than in its papers."
         ),
         svg=row_plot(
-            "film-rivals",
+            f"film-{_key(experiment, 'rivals')}",
             rows,
             "ROUGE-L (%)",
             texts=[line[1] for line in table],
@@ -251,3 +260,6 @@ def _rivals(tables: SystemTables) -> Exhibit | None:
         columns=("attack", "ROUGE-L (%) [95 % interval]", "seeds", "the paper (%)"),
         rows=table,
     )
+
+
+FIGURES = (_attack_against_utility, _span, _scalars, _candidates, _rivals)

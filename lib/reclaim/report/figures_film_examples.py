@@ -54,7 +54,7 @@ def examples(records: Sequence[Record]) -> Exhibit:
         ),
         svg=_examples_plot(drawn) if drawn else "",
         alt="; ".join(f"{_head(record)}: {' recovered as '.join(_pair(record))}" for record in drawn),
-        columns=("head", "stage", "batch size", "search", "true", "recovered", "ROUGE-L"),
+        columns=("model", "stage", "batch size", "search", "true", "recovered", "ROUGE-L"),
         rows=rows,
     )
 
@@ -88,7 +88,7 @@ def _compared(true: str, found: str) -> tuple[Words, Words]:
 def _head(record: Record) -> str:
     keys = record.keys
     stage = STAGES.get(keys["stage"], keys["stage"])
-    return f"{keys['model']} head, {stage}, batch of {keys['batch_size']}: ROUGE-L {record.value:.2f}"
+    return f"{keys['model']}, {stage}, batch of {keys['batch_size']}: ROUGE-L {record.value:.2f}"
 
 
 def _pair(record: Record) -> list[str]:
