@@ -21,7 +21,7 @@ def variant(method, split, **keys):
 
 
 def rows():
-    """Two seeds with two splits each."""
+    """Two seeds with two splits each, and an experiment of a user with two tasks that name their classes alike."""
     found = []
 
     def add(experiment, seed, keys, metric, value, unit="fraction"):
@@ -50,6 +50,12 @@ def rows():
                 keys = variant("autoseq", split, trained="full", recipe="few", steps=30, selection=selection)
                 add("reranking", seed, keys, "accuracy", test)
                 add("reranking", seed, keys, "dev_accuracy", dev)
+    for task, metric in (("one", "accuracy"), ("two", "f1")):
+        own = {**variant("autoseq", 0), "task": task}
+        add("mine", 1, own, metric, 0.7)
+        add("mine", 1, {**own, "trained": "full", "recipe": "all", "epochs": 64}, metric, 0.8)
+        for name in ("own", "others", "score"):
+            add("mine", 1, {**own, "class": "0", "text": f"of {task}", "rank": 0}, f"candidate_{name}", 0.1)
     return pd.DataFrame(found, columns=list(COLUMNS["metrics"]))
 
 
@@ -78,11 +84,22 @@ def test_arms_are_told_apart_by_what_differs(shown):
 
 
 def test_labels_stand_with_their_scores_beside_those_by_hand(shown):
-    table = [dict(zip(shown["labels"].columns, row, strict=True)) for row in shown["labels"].rows]
-    found = [row for row in table if row["method"] == "AutoSeq"]
-    assert [row["seed"] for row in found] == ["1", "2"]
-    assert found[0]["label"] == "Never skip it ." and (found[0]["own"], found[0]["score"]) == ("0.200", "0.180")
-    assert [row["label"] for row in table if row["method"] == "manual prompt"] == ["manual & text"]
+    """One row a rank, whatever the number of seeds; what leads in the splits of all seeds is counted."""
+    table = shown["labels"]
+    assert table.columns[3:8] == ("AutoSeq", "own", "others", "score", "first")
+    ours = [row for row in table.rows if row[0] == "t"]
+    assert [row[:3] for row in ours] == [("t", "positive", str(rank)) for rank in (1, 2, 3, 4)]
+    found = ("Never skip it .", "0.200", "0.0200", "0.180", "4 of 4")
+    assert ours[0][3:] == (*found, *found, "manual & text")
+    assert set(ours[1][3:]) == {""}
+
+
+def test_experiments_and_tasks_of_a_user_are_shown_apart(shown):
+    assert {"accuracy-mine-one", "f1-mine-two"} <= set(shown) and "accuracy-mine-two" not in shown
+    assert "F1" in shown["f1-mine-two"].title
+    assert "AutoSeq, all weights, recipe all, 64 epochs" in {row[0] for row in shown["accuracy-mine-one"].rows}
+    texts = {row[0]: row[3] for row in shown["labels"].rows if row[2] == "1"}
+    assert (texts["one"], texts["two"]) == ("of one", "of two")
 
 
 def test_the_gain_is_shown_on_both_kinds_of_rows(shown):

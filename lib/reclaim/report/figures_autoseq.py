@@ -6,7 +6,7 @@ repository has released, of the very rows that select: they overstate, and only 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from reclaim.report.accuracy import arms_exhibit, mean_text
@@ -14,13 +14,17 @@ from reclaim.report.figures import Exhibit, fixed, number
 from reclaim.report.system import Record, System, SystemTables, by_seed, group, where
 
 KEY = "autoseq"
+# The rest are those of a user.
 EXPERIMENTS = {
     "phrases": "classes that a phrase carries",
     "words": "control: classes that one word carries",
     "reranking": "re-ranking by development scores",
     "ablations": "variants of the search",
     "grids": "learning rates chosen on development rows",
+    "shots": "numbers of examples",
     "tasks": "tasks of the paper",
+    "mpqa": "MPQA",
+    "full_data": "all rows",
     "real": "trial on real text",
 }
 METHODS = {
@@ -30,6 +34,7 @@ METHODS = {
     "random_words": "random words",
     "fine_tuning": "standard fine-tuning",
 }
+SEARCHED = ("autoseq", "autoword")
 TRAINED = {"none": "zero-shot", "full": "all weights", "prompt": "soft prompt", "lora": "adapters (LoRA)"}
 # An arm's name has what differs from the usual setting.
 USUAL = (
@@ -39,9 +44,17 @@ USUAL = (
     ("prompt", "manual", "{}"),
     ("labels", "true", "{} labels"),
     ("deduplicate", False, "de-duplicated"),
+    ("distinct", False, "distinct"),
+    ("max_shared", None, "at most {} share a sequence"),
 )
 # Those whose usual value is what most arms of the run have.
-VARIED = (("terminator", "terminator: {}"), ("max_length", "length limit {}"))
+VARIED = (
+    ("terminator", "terminator: {}"),
+    ("max_length", "length limit {}"),
+    ("num_combinations", "{} combinations"),
+    ("per_class", "{} candidates a class"),
+    ("beam", "beam {}"),
+)
 HINTS = {
     "phrases": (
         "Each word of a comment is as likely in both classes, so no single label word can tell them apart. In the released "
@@ -53,35 +66,55 @@ HINTS = {
         "The released development scores gain 8.9 points (sequences) and 10.6 (words) from the first to the best of 20 "
         "combinations, on the rows that select; here the rows are fresh."
     ),
-    "ablations": "",
     "grids": "Every arm has a grid of the same size, and its development rows choose.",
-    "tasks": "",
     "real": "A small model trained for a minute knows little of real text: this shows that the chain runs on it, no more.",
 }
-LABELLED = ("phrases", "words", "tasks", "real")
+VARIANTS = ("reranking", "ablations", "grids", "shots")  # of the experiment `phrases`
 LABEL_ROWS = 4  # of each class in the table of labels
+# What tasks are judged by; a model of a task is chosen by one of these on development rows.
+METRICS = {
+    "accuracy": "accuracy",
+    "mcc": "Matthews correlation",
+    "f1": "F1",
+    "em": "exact match",
+    "pearson": "Pearson correlation",
+}
 
 
 def exhibits(tables: SystemTables) -> list[Exhibit]:
     """Give what the section shows, in order."""
-    shown = [exhibit for experiment in EXPERIMENTS for exhibit in _accuracy(tables, experiment)]
+    shown = [
+        exhibit
+        for experiment in _experiments(tables, METRICS)
+        for metric, score in METRICS.items()
+        for exhibit in _arms(tables, experiment, metric, score)
+    ]
     if not shown:
         shown = [Exhibit("accuracy", "Test accuracy by arm", missing="no experiment of this system was chosen")]
     return [*shown, _labels(tables), _gain(tables), _language(tables), _cost(tables)]
 
 
-def _accuracy(tables: SystemTables, experiment: str) -> list[Exhibit]:
-    records = tables.metric(experiment, "accuracy")
+def _experiments(tables: SystemTables, metrics: Collection[str], without: Collection[str] = ()) -> list[str]:
+    """The experiments of the run that have one of the metrics, this project's first, then a user's."""
+    rows = tables.metrics[tables.metrics["metric"].isin(list(metrics))]
+    names = set(rows["experiment"]) - set(without)
+    return sorted(names, key=lambda name: ([*EXPERIMENTS, name].index(name), name))
+
+
+def _arms(tables: SystemTables, experiment: str, metric: str, score: str) -> list[Exhibit]:
+    """A plot of the arms for each task, and for each further test set of one."""
+    records = tables.metric(experiment, metric)
     shown = []
-    for task, found in group(records, lambda record: str(record.keys.get("task", "?"))).items():
+    for test, found in group(records, lambda record: record.keys.get("test", record.keys["task"])).items():
         arms = group(found, partial(_arm, others=found))
         shown.append(
             arms_exhibit(
                 KEY,
-                f"accuracy-{experiment}-{task}",
-                f"Test accuracy by arm ({EXPERIMENTS[experiment]}; {task})",
+                f"{metric}-{experiment}-{test}",
+                f"Test {score} by arm ({EXPERIMENTS.get(experiment, experiment)}; {test})",
                 dict(sorted(arms.items(), key=lambda arm: _place(arm[1][0]))),
-                f"A seed's value is the mean over its few-shot splits. {HINTS[experiment]}",
+                f"A seed's value is the mean over its few-shot splits. {HINTS.get(experiment, '')}".strip(),
+                score=score,
                 colour=lambda record: {"autoseq": 0, "autoword": 1}.get(record.keys["method"], 2),
             )
         )
@@ -93,13 +126,14 @@ def _arm(record: Record, others: Sequence[Record]) -> str:
     parts = [METHODS.get(keys["method"], str(keys["method"]))]
     parts += [words.format(keys[key]) for key, usual, words in USUAL if keys.get(key, usual) != usual]
     same = [other.keys for other in others if other.keys["method"] == keys["method"]]
-    for key, words in (*VARIED, ("beam", "beam {}")):
+    for key, words in VARIED:
         values = [other[key] for other in same if key in other]
         if key in keys and len(set(values)) > 1 and keys[key] != max(set(values), key=values.count):
             parts.append(words.format(keys[key]))
     parts.append(TRAINED.get(keys["trained"], str(keys["trained"])))
     if "recipe" in keys:
-        parts.append(f"recipe {keys['recipe']}, {keys['steps']} steps")
+        length = f"{keys['steps']} steps" if "steps" in keys else f"{keys['epochs']} epochs"
+        parts.append(f"recipe {keys['recipe']}, {length}")
     return ", ".join(parts)
 
 
@@ -118,66 +152,91 @@ def _place(record: Record) -> tuple:
 
 
 def _labels(tables: SystemTables) -> Exhibit:
-    """The label texts found for one split of each seed, with their scores, beside those written by hand."""
-    title = "Label sequences found, and those written by hand"
+    """Candidates of one split with their scores, AutoSeq's and AutoWord's side by side, and what was written by hand."""
+    title = "Label sequences found, single words found, and those written by hand"
     rows: list[tuple[str, ...]] = []
-    for experiment in LABELLED:
-        found = [r for r in tables.metric(experiment, "candidate_score") if _usual_search(r) and r.keys["split"] == 0]
-        own = {_text_key(r): r.value for r in tables.metric(experiment, "candidate_own")}
-        others = {_text_key(r): r.value for r in tables.metric(experiment, "candidate_others")}
-        for record in sorted(found, key=lambda r: (r.seed, r.keys["method"], r.keys["class"], r.keys["rank"])):
-            if record.keys["rank"] < LABEL_ROWS:
-                values = (own[_text_key(record)], others[_text_key(record)], record.value)
-                rows.append(_label_row(experiment, record, str(record.seed), [number(value) for value in values]))
+    for experiment in _experiments(tables, ["candidate_score"], without=VARIANTS):
+        values = {
+            name: {_identity(record): record.value for record in tables.metric(experiment, f"candidate_{name}")}
+            for name in ("own", "others", "score")
+        }
+        searched = [record for record in tables.metric(experiment, "candidate_score") if _usual_search(record)]
         by_hand = where(tables.metric(experiment, "label_used"), method="manual", trained="none", split=0)
-        # The same for every seed.
-        rows += [_label_row(experiment, r, "all", ["", "", ""]) for r in by_hand if r.seed == by_hand[0].seed]
+        for (task, label), found in group(searched, lambda record: (record.keys["task"], record.keys["class"])).items():
+            written = [
+                record.keys["text"] + ("" if record.keys["prompt"] == "manual" else f" ({record.keys['prompt']})")
+                for record in where(by_hand, task=task, **{"class": label})
+                if record.seed == by_hand[0].seed
+            ]
+            for rank in range(LABEL_ROWS):
+                row = (task, label, str(rank + 1))
+                for method in SEARCHED:
+                    row += _candidate(where(found, method=method), rank, values)
+                rows.append((*row, written[rank] if rank < len(written) else ""))
     if not rows:
         return Exhibit("labels", title, missing="no experiment with a search was chosen")
     return Exhibit(
         key="labels",
         title=title,
         caption=(
-            f"The first {LABEL_ROWS} candidates of each class, best first, in the first split of each seed: the probability "
-            "under the class's own examples, the sum under the others', and the contrastive score, their difference. "
-            "Prompts written by hand have no score. In the paper's repository the raw list of both classes of SST-2 is led "
-            "by `Thank you.`, the re-ranked lists by `Highly recommended.` and `Not good.`"
+            f"The first {LABEL_ROWS} candidates of each class in the first split of the first seed. Own: the probability under "
+            "the class's own examples; others: the sum under the other classes'; score: own minus others, which ranks them. "
+            "First: in how many splits, of all seeds, the candidate leads its class. Prompts written by hand have no score. In "
+            "the paper's repository the raw list of both classes of SST-2 is led by `Thank you.`, the re-ranked lists by "
+            "`Highly recommended.` and `Not good.`"
         ),
-        columns=("experiment", "seed", "method", "class", "rank", "label", "own", "others", "score"),
+        columns=("task", "class", "rank", "AutoSeq", "own", "others", "score", "first", "AutoWord", "own", "others",
+                 "score", "first", "by hand"),
         rows=rows,
-    )
+    )  # fmt: skip
+
+
+def _candidate(found: Sequence[Record], rank: int, values: Mapping[str, Mapping]) -> tuple[str, ...]:
+    """Text, own, others, score and lead of one class's candidate; empty where the search gave fewer."""
+    found = [record for record in found if _settings(record) == _settings(found[0])]
+    first = min((record.seed for record in found), default=0)
+    shown = [record for record in where(found, split=0, rank=rank) if record.seed == first]
+    if not shown:
+        return ("",) * 5
+    text = shown[0].keys["text"]
+    leading = [record.keys["text"] for record in where(found, rank=0)]
+    figures = [number(values[name][_identity(shown[0])]) for name in ("own", "others", "score")]
+    return (text or "(empty)", *figures, f"{leading.count(text)} of {len(leading)}")
+
+
+def _identity(record: Record) -> tuple:
+    return record.seed, str(sorted(record.keys.items()))
+
+
+def _settings(record: Record) -> dict:
+    """The search that a candidate is of, whatever the split."""
+    return {key: value for key, value in record.keys.items() if key not in ("split", "class", "text", "rank")}
 
 
 def _usual_search(record: Record) -> bool:
     return record.keys.get("contrast") == "sum" and record.keys.get("labels") == "true"
 
 
-def _text_key(record: Record) -> tuple:
-    return record.seed, str(sorted(record.keys.items()))
-
-
-def _label_row(experiment: str, record: Record, seed: str, values: Sequence[str]) -> tuple[str, ...]:
-    keys = record.keys
-    method = METHODS.get(keys["method"], str(keys["method"]))
-    if keys.get("prompt", "manual") != "manual":
-        method += f", {keys['prompt']}"
-    rank = str(keys["rank"] + 1) if "rank" in keys else ""
-    return experiment, seed, method, keys["class"], rank, keys["text"] or "(empty)", *values
-
-
 def _gain(tables: SystemTables) -> Exhibit:
     """What choosing by development scores gains on the rows that choose and on fresh ones."""
     title = "What re-ranking by development scores gains"
     rows = []
-    for method in ("autoseq", "autoword"):
-        sides = {}
-        for metric in ("dev_accuracy", "accuracy"):
-            records = [r for name in ("reranking", "tasks") for r in tables.metric(name, metric)]
-            records = where(records, method=method, trained="full", labels="true")
+    found = {metric: _trained(tables, metric) for metric in METRICS}
+    selecting = {metric: _trained(tables, f"dev_{metric}") for metric in found}
+    chosen_by = {(metric, record.keys["task"]) for metric, own in selecting.items() for record in own}
+    for method in SEARCHED:
+        gains = []
+        for side in (selecting, found):
+            records = [
+                record
+                for metric, own in side.items()
+                for record in where(own, method=method)
+                if (metric, record.keys["task"]) in chosen_by
+            ]
             chosen, first = (by_seed(where(records, selection=name), 100) for name in ("dev", "first"))
-            sides[metric] = [chosen[seed] - first[seed] for seed in chosen if seed in first]
-        if sides["accuracy"]:
-            rows.append((METHODS[method], mean_text(sides["dev_accuracy"]), mean_text(sides["accuracy"])))
+            gains.append([chosen[seed] - first[seed] for seed in chosen if seed in first])
+        if gains[1]:
+            rows.append((METHODS[method], *map(mean_text, gains)))
     if not rows:
         return Exhibit("gain", title, missing="the experiment `reranking` was not chosen")
     return Exhibit(
@@ -189,11 +248,20 @@ def _gain(tables: SystemTables) -> Exhibit:
     )
 
 
+def _trained(tables: SystemTables, metric: str) -> list[Record]:
+    """Values of fine-tuned arms that re-ranking may be compared with: with contrast, and of the recipe it was done with."""
+    names = _experiments(tables, [metric], without={*VARIANTS} - {"reranking"})
+    records = [record for name in names for record in tables.metric(name, metric)]
+    records = where(records, trained="full", labels="true", contrast="sum", test=None)
+    kinds = {(record.keys["task"], record.keys["recipe"]) for record in where(records, selection="dev")}
+    return [record for record in records if (record.keys["task"], record.keys["recipe"]) in kinds]
+
+
 def _language(tables: SystemTables) -> Exhibit:
     """Whether the model has learnt its language: the gate of the claims."""
     title = "Does the model know the language?"
     rows = []
-    for experiment in EXPERIMENTS:
+    for experiment in _experiments(tables, ["least_phrase_probability"]):
         least = by_seed(tables.metric(experiment, "least_phrase_probability"))
         ratio, loss = (
             by_seed(tables.metric(experiment, "phrase_ratio")),
@@ -223,8 +291,8 @@ def _cost(tables: SystemTables) -> Exhibit:
     """Forward passes and time of a search, with what was found."""
     title = "What a search costs and finds"
     rows = []
-    for experiment in EXPERIMENTS:
-        for method in ("autoseq", "autoword"):
+    for experiment in _experiments(tables, ["candidates"]):
+        for method in SEARCHED:
             found = {}
             for name in ("candidates", "encoder_passes", "decoder_passes", "candidate_words", "one_word_candidates"):
                 records = [
