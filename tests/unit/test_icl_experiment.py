@@ -45,7 +45,7 @@ SPEC = {
         {"setting": "random", "draws": "independent", "num_demonstrations": 4, "models": ["two-layers"]},
         {"setting": "random", "template_kind": "minimal", "num_demonstrations": 4, "models": ["two-layers"]},
     ],
-    "scorers": ["word", "official_last"],
+    "scorers": ["word", "official_last", "word_calibrated"],
     "free_rows": 1,
 }
 
@@ -78,8 +78,8 @@ def accuracy(outcome, **where) -> float:
 def test_every_cell_has_its_metrics_under_each_scorer(outcome):
     table = metric_table(outcome)
     cells = tables.select(table, metric="accuracy")
-    # 2 settings and 3 label spaces at 2 numbers, 1 control; 2 more for the larger model; each under 2 scorers.
-    assert len(cells) == 2 * (11 + 13)
+    # 2 settings and 3 label spaces at 2 numbers, 1 control; 2 more for the larger model; each under 3 scorers.
+    assert len(cells) == 3 * (11 + 13)
     assert set(cells["n"]) == {36} and cells["value"].between(0, 1).all()
     for metric in ("normalised_accuracy", "macro_f1", "majority_rate", "degenerate", "above_chance"):
         assert len(tables.select(table, metric=metric)) == len(cells)
@@ -180,6 +180,10 @@ def test_data_that_does_not_fit_is_refused(folders, tmp_path):
     spec["settings"] = [{"setting": "gold", "num_demonstrations": 4, "models": ["one-layer"]}]
     with pytest.raises(InputError, match="two-layers"):
         experiment.run(spec, 7, data=folders, state_dir=tmp_path)
+    spec["settings"] = [{"setting": "abstract", "num_demonstrations": 4}]
+    with pytest.raises(InputError, match="label space"):
+        experiment.run(spec, 7, data=folders, state_dir=tmp_path)
+    assert not (tmp_path / "one-layer").exists()  # settings are looked at before anything is trained
     spec = copy.deepcopy(SPEC)
     spec["settings"] = [{"setting": "gold", "num_demonstrations": 9}]
     with pytest.raises(InputError, match="rows of the pool"):
@@ -196,12 +200,27 @@ def test_the_section_of_the_report_draws_every_exhibit(outcome):
     metrics, curves = (pd.concat(found) for found in frames.values())
     exhibits = SYSTEM.exhibits(SystemTables(pd.DataFrame(), metrics, costs, curves))
     assert [exhibit.key for exhibit in exhibits] == [
-        "curves", "label-spaces", "controls", "models", "pretraining", "cells",
+        "curves", "label-spaces", "scorers", "controls", "models", "pretraining", "cells",
     ]  # fmt: skip
     assert not any(exhibit.missing for exhibit in exhibits)
-    assert all(exhibit.svg.startswith("<svg") for exhibit in exhibits[:3])
+    assert all(exhibits[i].svg.startswith("<svg") for i in (0, 1, 3))
     assert len(exhibits[-1].rows) == 11 + 13
-    controls = [row[0] for row in exhibits[2].rows]
+    controls = [row[0] for row in exhibits[3].rows]
     assert "two-layers: RANDOM, minimal template" in controls and "two-layers: RANDOM, independent" in controls
+    # Data sets and templates are shown apart where there are several, whichever experiment they are in.
+    copies = metrics.assign(
+        experiment="opt_copies",
+        variant=[text.replace('"data_set":"episodes"', '"data_set":"sick"') for text in metrics["variant"]],
+    )
+    several = pd.concat([metrics, copies.assign(value=copies["value"] + 0.1)])
+    (apart,) = (
+        exhibit
+        for exhibit in SYSTEM.exhibits(SystemTables(pd.DataFrame(), several, costs, curves))
+        if exhibit.key == "data-sets"
+    )
+    assert [row[1] for row in apart.rows[:3]] == ["episodes", "sick", "standard deviation over data sets and templates"]
+    first, second = (float(row[3].replace("−", "-")) for row in apart.rows[:2])
+    assert second - first == pytest.approx(10, abs=0.11)
+    assert apart.rows[2][3] == f"{10 / 2**0.5:.1f}"
     none = SYSTEM.exhibits(SystemTables(pd.DataFrame(), metrics[:0], costs, curves[:0]))
     assert len(none) == 1 and none[0].missing

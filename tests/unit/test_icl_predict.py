@@ -100,11 +100,47 @@ def test_answers_do_not_depend_on_batches_or_on_the_order_of_rows(model, tokeniz
     assert merged["logprob_word"].tolist() == merged["logprob_word_back"].tolist()
 
 
+def test_prompts_with_more_demonstrations_read_only_what_they_add(model, tokenizer, dataset):
+    counts = (4, 8, 16)
+    prepared = prepare(tokenizer, dataset, [Cell("gold", k) for k in counts], seed=0)
+    read = []
+    prepared.words = [[word[-1:] for word in words] for words in prepared.words]
+    assert all(0 not in context for context in prepared.contexts)  # the id that batches are filled up with
+    handle = model.register_forward_hook(
+        lambda _module, _args, kwargs, _output: read.append(int((kwargs["input_ids"] > 0).sum())), with_kwargs=True
+    )
+    score(model, prepared)
+    handle.remove()
+    few, some, most = (prepared.contexts[i : i + 10] for i in (0, 10, 20))
+    expected = sum(len(context) for context in most)
+    for shorter, longer in (*zip(few, some, strict=True), *zip(some, most, strict=True)):
+        shared = next(i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b)
+        assert shared > 16
+        expected += len(shorter) - shared
+    # Rows whose prompts begin with one and the same demonstration share that, too.
+    assert 0.98 * expected < sum(read) <= expected < 0.65 * sum(map(len, prepared.contexts))
+
+
 def test_equal_scores_give_the_first_class(tokenizer, dataset):
     table = prepare(tokenizer, dataset, CELLS[:1], seed=0).table
     equal = [[-1.0, -1.0, -1.0]] * len(table)
     table = table.assign(logprob_word=equal, logprob_last=equal)
     assert set(predictions(table, "word")) == {"negative"}
+
+
+def test_calibration_takes_off_what_words_have_without_a_query(model, tokenizer, dataset):
+    cells = [Cell("gold", 4)]
+    table = run_icl(model, tokenizer, dataset, cells, 0, scorer="word_calibrated")
+    prepared = prepare(tokenizer, dataset, cells, seed=0, content_free=True)
+    for context, words, row in zip(prepared.content_free, prepared.words, table.itertuples(), strict=True):
+        free = [one_by_one(model, context, word).sum() for word in words]
+        np.testing.assert_allclose(row.logprob_free, free, atol=1e-4)
+        assert row.prediction == row.label_words[int(np.argmax(np.subtract(row.logprob_word, free)))]
+    usual = run_icl(model, tokenizer, dataset, cells, 0)
+    assert usual["prediction"].tolist() != table["prediction"].tolist()
+    assert usual["logprob_word"].map(np.argmax).tolist() == table["logprob_word"].map(np.argmax).tolist()
+    with pytest.raises(InputError, match="logprob_free"):
+        predictions(usual, "word_calibrated")
 
 
 def test_the_mean_over_pieces_is_a_scorer_of_its_own(tokenizer, dataset):

@@ -181,6 +181,45 @@ def test_independent_draws_have_other_demonstrations(tokenizer):
     assert sum(a != b for a, b in pairs) >= 5
 
 
+def test_raw_draws_are_nested_and_not_balanced(tokenizer):
+    skewed = [{**row, "label": int(i >= 10)} for i, row in enumerate(sentiment().pool)]
+    dataset = replace(sentiment(), pool=skewed)
+    cells = [Cell(setting, k, draws="raw") for setting in ("gold", "random") for k in (2, 6)]
+    table = prepare(tokenizer, dataset, cells, seed=0).table.set_index(["setting", "num_demonstrations", "row"])
+    for row in ("test-0", "test-3"):
+        many = table.loc[("gold", 6, row), "demonstrations"]
+        assert table.loc[("gold", 2, row), "demonstrations"] == many[:2]
+        assert table.loc[("random", 6, row), "demonstrations"] == many
+    # Two of twelve rows are of the second class: four of six draws of two have none of it, where a balanced draw has one.
+    lacking = table.loc[("gold", 2)]["degenerate"] == "missing class"
+    assert lacking.any() and (prepare(tokenizer, dataset, [Cell("gold", 2)], seed=0).table["degenerate"] == "").all()
+    with pytest.raises(InputError, match="demonstrations"):
+        prepare(tokenizer, dataset, [Cell("gold", 13, draws="raw")], seed=0)
+
+
+def test_reordered_draws_are_the_paired_ones_with_their_labels_in_another_order(tokenizer):
+    cells = [Cell("abstract", 6, "letter"), Cell("abstract", 6, "letter", draws="reordered")]
+    usual, other = (part for _, part in prepare(tokenizer, sentiment(), cells, seed=0).table.groupby("draws"))
+    moved = 0
+    for a, b in zip(usual.itertuples(), other.itertuples(), strict=True):
+        assert a.label_words == b.label_words
+        pairs = [list(zip(row.demonstrations, row.demonstration_labels, strict=True)) for row in (a, b)]
+        assert sorted(pairs[0]) == sorted(pairs[1])
+        moved += pairs[0] != pairs[1]
+    assert moved >= 4
+
+
+def test_a_content_free_prompt_differs_in_the_query_alone(tokenizer):
+    prepared = prepare(tokenizer, sentiment(), [Cell("gold", 2), Cell("gold", 0)], seed=0, content_free=True)
+    query = tokenizer(sentiment().test[0]["text"], add_special_tokens=False)["input_ids"]
+    texts = [
+        tokenizer.decode(ids, skip_special_tokens=True) for ids in (prepared.contexts[0], prepared.content_free[0])
+    ]
+    assert query and texts[0].replace(sentiment().test[0]["text"], "N/A") == texts[1]
+    assert tokenizer.decode(prepared.content_free[-1], skip_special_tokens=True) == "N/A\nThe sentiment is"
+    assert prepare(tokenizer, sentiment(), [Cell("gold", 2)], seed=0).content_free == []
+
+
 def test_the_prompt_is_what_a_reader_would_write(tokenizer):
     dataset = replace(sentiment(), test=[{"id": "q", "text": "storm starts", "label": 0}])
     prepared = prepare(tokenizer, dataset, [Cell("gold", 1)], seed=0)

@@ -4,6 +4,9 @@ Source: the small protocol in the place of the models of Pan et al. 2023, which 
 run of examples of equal length, each ending in its label; the loss is on the labels only, from the first example (which
 has nothing before it) to the last. A step has a fixed number of documents of each kind. Corpora come in phases, without
 noise first, because the two steps that task learning needs are not found in noise.
+
+Differences from that protocol, whose models were smaller than any of these studies': the configuration has half as many
+steps again and a higher rate, which falls linearly after the warm-up (there: constant, then linear over the last fifth).
 """
 
 from __future__ import annotations

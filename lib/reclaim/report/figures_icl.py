@@ -7,19 +7,27 @@ RANDOM labels above chance, task learning (TL) that with ABSTRACT labels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
 
 from reclaim.report.accuracy import HOW, arms_exhibit, mean_text
 from reclaim.report.figures import Curve, Exhibit, Panel, Series, curve_plot, fixed, line_plot, mean_interval
 from reclaim.report.system import Record, System, SystemTables, by_seed, group, seeds_text, where
 
 KEY = "icl"
-EXPERIMENTS = ("settings", "opt", "llama", "pythia")
+# Those of the paper overlay too; `copies` hold the data sets that are downloaded by hand.
+EXPERIMENTS = ("settings", "opt", "llama", "pythia", "largest", "opt_copies", "llama_copies", "pythia_copies")
 SETTINGS = {"gold": "GOLD", "random": "RANDOM (TR)", "abstract": "ABSTRACT (TL)"}
 CONTROLS = {
     "permuted": "RANDOM, permuted",
     "wrong": "RANDOM, wrong only",
     "flipped": "GOLD, swapped",
     "abstract_shuffled": "ABSTRACT, shuffled",
+}
+SCORERS = {
+    "word": "whole word",
+    "word_mean": "mean of its tokens",
+    "word_calibrated": "calibrated",
+    "official_last": "last token",
 }
 SPACES = {"number": "numbers", "letter": "letters", "symbol": "symbols"}
 # The template that a setting has in the study; a cell with the other one is a control.
@@ -34,6 +42,8 @@ def exhibits(tables: SystemTables) -> list[Exhibit]:
     return [
         _curves(_usual(above)),
         _label_spaces(_usual(above)),
+        *_data_sets(_usual(_records(tables, "normalised_accuracy"))),
+        *_scorers(tables),
         _controls(_records(tables, "accuracy")),
         _models(tables),
         _pretraining(tables.curve("pretrain_loss", "settings")),
@@ -42,8 +52,11 @@ def exhibits(tables: SystemTables) -> list[Exhibit]:
 
 
 def _records(tables: SystemTables, metric: str, scorer: str = "word") -> list[Record]:
-    found = [record for experiment in EXPERIMENTS for record in tables.metric(experiment, metric)]
-    return [record for record in found if record.keys.get("scorer", scorer) == scorer]
+    return [record for record in _all_records(tables, metric) if record.keys.get("scorer", scorer) == scorer]
+
+
+def _all_records(tables: SystemTables, metric: str) -> list[Record]:
+    return [record for experiment in EXPERIMENTS for record in tables.metric(experiment, metric)]
 
 
 def _usual(records: Iterable[Record]) -> list[Record]:
@@ -120,6 +133,63 @@ def _label_spaces(records: Sequence[Record]) -> Exhibit:
     )
 
 
+def _data_sets(records: Sequence[Record]) -> list[Exhibit]:
+    """Every data set by itself at the most demonstrations, where there are several, and how far they lie apart."""
+    if len({record.keys["data_set"] for record in records}) < 2:
+        return []
+    most = max(record.keys["num_demonstrations"] for record in records)
+    rows = []
+    for model, found in _models_in_order(where(records, num_demonstrations=most)).items():
+        for name, own in sorted(group(found, lambda record: record.keys["data_set"]).items()):
+            cells = (_mean(where(own, setting=setting), 1, 100) for setting in SETTINGS)
+            rows.append((model, name, own[0].keys["group"], *cells))
+        spreads = (_spread(where(found, setting=setting)) for setting in SETTINGS)
+        rows.append((model, "standard deviation over data sets and templates", "", *spreads))
+    return [
+        Exhibit(
+            key="data-sets",
+            title=f"Data sets apart, at {most} demonstrations",
+            caption="Normalised accuracy in per cent (0 is chance), means over templates, kinds of made-up labels and seeds. "
+            "Intervals of curves and claims are over seeds alone; how far data sets and templates lie apart is said here.",
+            columns=("model", "data set", "type", "GOLD", "RANDOM", "ABSTRACT"),
+            rows=rows,
+        )
+    ]
+
+
+def _spread(records: Sequence[Record]) -> str:
+    """Standard deviation in per cent over data sets x templates, each the mean of its records."""
+    cells = group(records, lambda record: (record.keys["data_set"], record.keys["template"])).values()
+    values = [fmean(100 * record.value for record in cell) for cell in cells]
+    return fixed(stdev(values), 1) if len(values) > 1 else "–"
+
+
+def _scorers(tables: SystemTables) -> list[Exhibit]:
+    """Accuracy under each way to score a label word, where there are several."""
+    records = _usual(_all_records(tables, "accuracy"))
+    scorers = sorted({record.keys["scorer"] for record in records}, key=[*SCORERS].index)
+    if len(scorers) < 2:
+        return []
+    most = max(record.keys["num_demonstrations"] for record in records)
+    rows = [
+        (model, label.partition(" ")[0], *(_mean(where(own, scorer=scorer), 1, 100) for scorer in scorers))
+        for model, found in _models_in_order(where(records, num_demonstrations=most)).items()
+        for setting, label in SETTINGS.items()
+        if (own := where(found, setting=setting))
+    ]
+    return [
+        Exhibit(
+            key="scorers",
+            title=f"Ways to score a label word, at {most} demonstrations",
+            caption="Accuracy in per cent. A word's score is the log-probability of all its tokens, also divided by their "
+            "number, or less what it is where the query says nothing (contextual calibration); the original looks at the "
+            "last token alone. With words of one token the first two and the last are the same.",
+            columns=("model", "setting", *(SCORERS[scorer] for scorer in scorers)),
+            rows=rows,
+        )
+    ]
+
+
 def _controls(records: Sequence[Record]) -> Exhibit:
     """What has to come out null, and the settings with the other kind of template, at the most demonstrations."""
     most = max(record.keys["num_demonstrations"] for record in records)
@@ -138,6 +208,7 @@ def _controls(records: Sequence[Record]) -> Exhibit:
         "Shuffled made-up labels, and made-up labels for a model that never saw an episode, have to be at chance. Permuted: "
         "the demonstrations' own labels in random order; wrong only: never the right one; swapped: each class has the "
         "other's label, and the right answer is still its own; independent: other demonstrations than in the other cells; "
+        "raw: demonstrations whatever their classes; reordered: the same ones in another order; "
         "one map: the same made-up labels for all rows. Settings and templates are confounded in the study: GOLD and RANDOM "
         "name the task in their template, ABSTRACT does not; here each stands with the other's template.",
         colour=lambda record: {"abstract": 2, "abstract_shuffled": 2}.get(record.keys["setting"], 1),
