@@ -1,5 +1,6 @@
 """The world's replies and their judge, and a tiny experiment: iterations, resumption, arms."""
 
+import copy
 import math
 import shutil
 
@@ -9,9 +10,10 @@ import torch
 
 from reclaim.cringe import experiment
 from reclaim.cringe.decoding import Pacer, decode, reply
-from reclaim.cringe.director import as_director, director_class
+from reclaim.cringe.director import as_director, director_class, director_loss
 from reclaim.cringe.judges import HubJudge, WordJudge
-from reclaim.cringe.parts import arm_parts, choose_rows
+from reclaim.cringe.measures import labelled_scores
+from reclaim.cringe.parts import arm_parts, choose_rows, weighted_parts
 from reclaim.cringe.rows import encode_rows, mixture_batches
 from reclaim.cringe.training import check_output_layer, fit
 from reclaim.errors import InputError
@@ -164,6 +166,9 @@ def test_an_iteration_is_a_function_of_its_inputs_and_resumes(first, data, tmp_p
     pd.testing.assert_series_equal(values(outcome), values(resumed))
     pd.testing.assert_series_equal(values(outcome), values(fresh))
     pd.testing.assert_frame_equal(outcome["predictions"], fresh["predictions"])
+    # What arms guess of labelled replies is asked of the same rows; replies are scored by the model that all start from.
+    by_metric = outcome["metrics"].groupby("metric")["n"]
+    assert by_metric.nunique()["token_accuracy_negative"] == 1 and by_metric.count()["reply_ppl"] == 4
 
 
 def test_the_next_iteration_trains_on_judged_replies_of_the_one_before(first, data, tmp_path):
@@ -200,6 +205,100 @@ def test_shuffled_labels_keep_the_numbers_of_each(data):
         assert shuffled[name][0]["polarity"].tolist() == frame["polarity"].tolist()
     texts = [set(part["negative"][0]["text_pair"]) for part in (parts, shuffled)]
     assert texts[0] != texts[1] and set(shuffled["unlabelled"][0]["id"]) == set(parts["unlabelled"][0]["id"])
+
+
+def test_a_data_set_of_several_labels_shares_its_weight_by_rows(data):
+    mixture = {
+        "other": {"data": "dialogue", "weight": 5},
+        "good": {"data": "labelled", "label": "positive", "rows": 15, "weight": 2, "by_rows": True},
+        "bad": {"data": "labelled", "label": "negative", "rows": 5, "weight": 2, "by_rows": True},
+    }
+    rows = {name: choose_rows(entry, name, data, 0) for name, entry in mixture.items()}
+    weights = {name: weight for name, (_, weight) in weighted_parts(mixture, rows).items()}
+    assert weights == {"other": 5, "good": 1.5, "bad": 0.5}
+
+
+# --------------------------------------------------------------------------------------------------------------- training
+
+
+def rows_of_both_signs(tokenizer):
+    return encode_rows(tokenizer, ["a b ?", "c ?"] * 4, ["d a", "b"] * 4, [0, 1] * 4)
+
+
+@pytest.mark.parametrize("method", ["ce", "cringe", "director"])
+def test_accumulated_gradients_are_those_of_one_large_batch(model, method):
+    base, tokenizer = model
+    rows, weights = rows_of_both_signs(tokenizer), []
+    for size, parts in ((8, 1), (2, 4)):
+        copied = as_director(base) if method == "director" else copy.deepcopy(base)
+        for module in copied.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        recipe = Recipe(
+            num_train_steps=3, per_device_train_batch_size=size, gradient_accumulation_steps=parts, optimizer="sgd",
+            learning_rate=0.5,
+        )  # fmt: skip
+        # With k = 1 there is one candidate, so that no draw differs.
+        history = fit(copied, method, lambda step: rows, recipe, {"k": 1}, seed=0)
+        assert history.forward_passes == 3 * parts
+        weights.append(torch.cat([value.flatten() for value in copied.state_dict().values()]))
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+
+
+def test_good_rows_train_the_language_model_of_a_director_where_asked(model):
+    base, tokenizer = model
+    rows = rows_of_both_signs(tokenizer)[1::2]  # good ones only
+    recipe = Recipe(num_train_steps=20, per_device_train_batch_size=4, learning_rate=1e-2)
+    left = []
+    for asked in (False, True):
+        director = as_director(base)
+        fit(director, "director", lambda step: rows, recipe, {"lm_on_positives": asked}, seed=0)
+        with torch.no_grad():
+            logits, _ = director.both(**rows.inputs())
+        left.append(float(torch.nn.functional.cross_entropy(logits.transpose(1, 2), rows.labels)))
+        assert director.director_head.weight.detach().abs().max() > 0
+    assert left[1] < 0.5 * left[0]
+
+
+def test_what_trains_both_heads_has_both_losses_and_gamma_weighs_the_pull_to_one_half():
+    stream = torch.Generator().manual_seed(0)
+    logits, head = (torch.randn(1, 3, 5, generator=stream) for _ in range(2))
+    labels, good = torch.randint(0, 5, (1, 3), generator=stream), torch.tensor([1])
+    parts = {
+        "lm": director_loss(logits, head, labels, torch.tensor([-1]), gamma_train=2.0),
+        "head": director_loss(logits, head, labels, good, gamma_train=2.0),
+        "both": director_loss(logits, head, labels, good, gamma_train=2.0, trains_lm=torch.tensor([True])),
+    }
+    assert float(parts["both"]) == pytest.approx(float(parts["lm"] + parts["head"]))
+    pulls = [
+        director_loss(logits, head, labels, good, gamma_train=gamma, norm_coeff=1.0)
+        - director_loss(logits, head, labels, good, gamma_train=gamma)
+        for gamma in (1.0, 3.0)
+    ]
+    assert float(pulls[1]) == pytest.approx(3 * float(pulls[0]), rel=1e-5)
+
+
+def test_training_lowers_the_accuracy_on_bad_replies_and_says_so(model):
+    base, tokenizer = model
+    frame = pd.DataFrame({
+        "text": ["a b ?", "a b ?"], "text_pair": ["c c", "d d"], "polarity": [1, 0],
+    })  # fmt: skip
+    rows = encode_rows(tokenizer, frame["text"], frame["text_pair"], frame["polarity"])
+    found = []
+    for method in ("ce", "cringe"):
+        trained = copy.deepcopy(base)
+        recipe = Recipe(num_train_steps=40, per_device_train_batch_size=2, learning_rate=1e-2)
+        if method == "ce":  # of both replies as if they were good
+            some = encode_rows(tokenizer, frame["text"], frame["text_pair"], [1, 1])
+            fit(trained, method, lambda step, some=some: some, recipe, {}, seed=0)
+        else:
+            fit(trained, method, lambda step: rows, recipe, {"alpha": 5}, seed=0)
+        found.append({row["metric"]: row["value"] for row in labelled_scores(trained, tokenizer, frame, {})})
+    naive, contrasted = found
+    assert contrasted["token_accuracy_negative"] < naive["token_accuracy_negative"]
+    assert contrasted["ppl_contrast"] < naive["ppl_contrast"]
+    assert contrasted["token_accuracy_positive"] == 1.0 and contrasted["ppl_positive"] < 2
+    assert labelled_scores(base, tokenizer, frame.assign(polarity=-1), {}) == []
 
 
 # --------------------------------------------------------------------------------------------------------------- decoding

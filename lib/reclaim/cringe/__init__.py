@@ -1,7 +1,8 @@
 """The CRINGE loss (Adolphs et al., ACL 2023): language models trained with sequences that they must not produce.
 
-`loss` is the loss itself, usable in any training loop; `unlikelihood` and `director` are the baselines it is compared with;
-`decoding`, `judges`, `rounds`, `rows`, `measures` and `experiment` are the procedure around it: generate, judge, add, train.
+`loss` is the loss itself, usable in any training loop; `unlikelihood` and `director` are the baselines it is compared with.
+Around it is the procedure, generate, judge, add, train: `dialogues` and `utterances` (released data), `parts` and `rows` (what
+is trained on), `training`, `decoding`, `judges`, `measures` and `experiment`.
 """
 
 from reclaim.cringe.loss import CringeLoss, cringe_loss, linear_cringe_loss

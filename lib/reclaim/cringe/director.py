@@ -7,6 +7,16 @@ token of the vocabulary, next to the language model on the same hidden states h:
     train:   LM loss of unlabelled sequences + gamma_train * BCE of the observed token's score with the sequence's label,
              means over a sequence's tokens, summed over the batch
 
+By default labelled sequences train the head alone, good ones too, while CRINGE and unlikelihood train the language model on the
+good ones. Where the unlabelled text has what is unwanted that difference decides a comparison, so the official switch by which
+good ones train both (`--train-generator-with-pos-feedback-examples`, here `lm_on_positives` of an arm) makes an arm of its own.
+
+Differences from the official code: the head starts from zeros and has no bias (that of the last layer norm does as well); a
+sequence that trains both has the mean of each, where the original divides by the tokens of both losses and so halves them
+(the language model would learn good sequences at half the weight that CRINGE gives them); training divides by the number of
+sequences of a batch, which only matters where gradients are clipped, and leaves out the ends of bad sequences as for the
+other methods (`contrast_eos`).
+
 A `director_class` of any model with a language-modelling head is a model of `transformers` like any other: it gives the
 combined log-probabilities as logits, so that `generate`, perplexity and bad mass are those of what is decoded.
 """
@@ -42,7 +52,8 @@ def director_loss(
     """The summed loss of a batch, in nats: `logits`, `head` (B, T, V), `labels` (B, T), `polarity` (B) in 1, 0, -1.
 
     Labelled sequences train the head, the others (or those that `trains_lm`, bool (B), names) the language model. With
-    `norm_coeff` the head's other scores are drawn to a probability of 0.5: mean squared distance over the V - 1 other tokens.
+    `norm_coeff` the head's other scores are drawn to a probability of 0.5: mean squared distance over the V - 1 other tokens,
+    part of what `gamma_train` weighs.
     """
     mask = (labels != ignore_index) & (labels != -100)
     safe = labels.masked_fill(~mask, 0)
@@ -53,12 +64,11 @@ def director_loss(
     observed = head.gather(2, safe[..., None])[..., 0].float()
     target = (polarity == 1).float()[:, None].expand_as(observed)
     score = F.binary_cross_entropy_with_logits(observed, target, reduction="none")
-    loss = (_means(nats, mask) * trains_lm).sum() + gamma_train * (_means(score, mask) * labelled).sum()
     if norm_coeff:
         distance = (head.float().sigmoid() - 0.5).square()
         others = distance.sum(dim=-1) - distance.gather(2, safe[..., None])[..., 0]
-        loss = loss + norm_coeff * (_means(others / (head.shape[-1] - 1), mask) * labelled).sum()
-    return loss
+        score = score + norm_coeff * others / (head.shape[-1] - 1)
+    return (_means(nats, mask) * trains_lm + gamma_train * _means(score, mask) * labelled).sum()
 
 
 def _means(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

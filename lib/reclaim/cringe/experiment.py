@@ -25,8 +25,9 @@ from reclaim import models
 from reclaim.cringe.decoding import reply
 from reclaim.cringe.director import as_director, director_class
 from reclaim.cringe.judges import make_judge
+from reclaim.cringe.loss import UNLABELLED
 from reclaim.cringe.measures import evaluate, judged, reply_options
-from reclaim.cringe.parts import Part, arm_parts, choose_rows, judged_rows, row_polarity
+from reclaim.cringe.parts import Part, arm_parts, choose_rows, judged_rows, row_polarity, weighted_parts
 from reclaim.cringe.rows import Rows, encode_rows, mixture_batches
 from reclaim.cringe.training import check_output_layer, fit
 from reclaim.cringe.utterances import Reply, balanced_replies
@@ -129,9 +130,9 @@ class _Study:
         source = self.spec["model"]
         self.family = "causal" if "config" in source else models.model_family(self.data[source["name"]])
         self.tests = {name: self.rows_of(entry, name) for name, entry in self.spec["tests"].items()}
-        self.parts: dict[str, Part] = {
-            name: (self.rows_of(entry, name), entry["weight"]) for name, entry in self.spec["mixture"].items()
-        }
+        rows = {name: self.rows_of(entry, name) for name, entry in self.spec["mixture"].items()}
+        self.parts: dict[str, Part] = weighted_parts(self.spec["mixture"], rows)
+        self.labelled = pd.concat([frame[frame["polarity"] != UNLABELLED] for frame in rows.values()])
         self.folder = self._language_model()
         self.tokenizer = models.load_tokenizer(self.folder)
         self.judges = {}
@@ -187,7 +188,8 @@ class _Study:
         clock: list[float] = []
         if not recipe.num_train_steps:
             return [], clock
-        batches = mixture_batches(parts, recipe.per_device_train_batch_size, pad, derive(self.seed, "mixture", at))
+        rows = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+        batches = mixture_batches(parts, rows, pad, derive(self.seed, "mixture", at))
         history = fit(
             model, method, batches, recipe, settings, seed=derive(self.seed, "arm", at),
             state_path=self.state_dir / f"{name}.train", run=name, progress=self.progress,
@@ -272,6 +274,7 @@ class _Study:
         found, replies = evaluate(
             model, self.tokenizer, self.tests, self.judges, self.spec["evaluation"], task=self.spec.get("world"),
             how=arm.get("decoding", {}), seed=derive(self.seed, "evaluate"), encoding=self.encoding,
+            first=self.load(self.folder), labelled=self.labelled,
         )  # fmt: skip
         found += [
             {"metric": f"rows_{part}", "value": float(len(frame)), "n": len(frame), "unit": "count"}

@@ -2,8 +2,10 @@
 
 Sources: CRINGE (ACL 2023), section 4: accepted share of generations and F1 on clean dialogue; bad mass and well-formedness
 are of the small protocol. Bad mass is the mean probability of all unwanted words at the places of clean replies where one could
-stand: the same as the share of unwanted words, without the noise of sampling. Lower bad shares mean nothing where
-replies are empty, short or broken, so all of that stands beside it, on the provoking prompts themselves.
+stand: the same as the share of unwanted words, without the noise of sampling. It is the model's own, also of an arm that acts
+while decoding. Lower bad shares mean nothing where replies are empty, short or broken, so all of that stands beside it, on the
+provoking prompts themselves: length, distinct n-grams, and (as real text has no exact grammar) the perplexity of the replies
+under the language model that all arms start from.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ import torch
 import torch.nn.functional as F
 
 from reclaim.cringe.decoding import decode, reply
-from reclaim.cringe.loss import UNLABELLED
+from reclaim.cringe.loss import NEGATIVE, POSITIVE, UNLABELLED, cringe_loss, example_metrics
 from reclaim.cringe.rows import IGNORED, encode_rows
 from reclaim.metrics import dialogue
 from reclaim.world import replies as world
 
 Row = dict[str, Any]
+LABELLED_ROWS = 400
+"""How many labelled rows of either sign are measured at most."""
 
 
 def evaluate(
@@ -36,13 +40,16 @@ def evaluate(
     how: Mapping[str, Any],
     seed: int,
     encoding: Mapping[str, Any],
+    first: Any,
+    labelled: pd.DataFrame,
 ) -> tuple[list[Row], pd.DataFrame]:
     """Metric rows (without variant) of a model, and its replies to the provoking prompts.
 
     `tests`: `provoking` and `benign`, frames with `text` (prompt), `text_pair` (a wanted reply), `group`. `judges`: `evaluator`
     and `labeller`. `settings`: `max_new_tokens`, `sample` (provoking prompts; default true), `f1` (the tests on which greedy
     replies are compared with the wanted ones), `generate` (options of `decoding.reply`). `task` names the world's rule, None
-    for real text. `how` is the arm's way to decode, `encoding` the options of `encode_rows`.
+    for real text. `how` is the arm's way to decode, `encoding` the options of `encode_rows`. `first`: the language model that
+    all arms start from; `labelled`: training rows with their `polarity`, the same ones for all arms.
     """
     good = judges["labeller"].good_probability
     options = reply_options(settings, encoding)
@@ -51,6 +58,11 @@ def evaluate(
     said = decode(model, tokenizer, prompts, how, good, seed, sample=settings.get("sample", True), **options)
     table = judged(provoking, said, judges, task)
     rows = list(reply_metrics(table, task))
+    filled = table[table["reply"] != ""].rename(columns={"prompt": "text", "reply": "text_pair"})
+    if len(filled):
+        nats, tokens, _ = reference_scores(first, tokenizer, filled, None, encoding)
+        rows.append(_row("reply_ppl", dialogue.perplexity(nats, tokens), tokens, "1"))
+    rows += labelled_scores(model, tokenizer, labelled, encoding)
     for name, frame in tests.items():
         nats, tokens, mass = reference_scores(model, tokenizer, frame, task, encoding)
         rows.append(_row(f"{name}_ppl", dialogue.perplexity(nats, tokens), tokens, "1"))
@@ -154,6 +166,40 @@ def reference_scores(
         if places[name]
     ]
     return nats, tokens, found
+
+
+def labelled_scores(
+    model, tokenizer, frame: pd.DataFrame, encoding: Mapping[str, Any], batch_size: int = 128
+) -> list[Row]:
+    """What the official code reports of labelled replies: whether the model would say their tokens.
+
+    `token_accuracy_positive` and `_negative` (on bad replies it falls where training works), `ppl_positive`, and
+    `ppl_contrast`, exp of the mean contrast on bad replies (nats; its exact expectation over the paper's top 5), which is no
+    perplexity of a language model.
+    """
+    parts = [frame[frame["polarity"] == sign] for sign in (POSITIVE, NEGATIVE)]
+    # Evenly over all of them, as at paper scale they come from several data sets.
+    chosen = pd.concat([part.iloc[:: 1 + max(0, len(part) - 1) // LABELLED_ROWS] for part in parts], ignore_index=True)
+    if not len(chosen):
+        return []
+    rows = encode_rows(tokenizer, chosen["text"], chosen["text_pair"], chosen["polarity"], **encoding)
+    found: list[dict[str, torch.Tensor]] = []
+    for start in range(0, len(chosen), batch_size):
+        batch = rows[slice(start, start + batch_size)].to(model.device)
+        with torch.inference_mode():
+            logits = model(**batch.inputs(), use_cache=False).logits
+            terms = cringe_loss(logits, batch.labels, batch.polarity, expected=True)
+            found.append(example_metrics(terms, logits, batch.labels))
+    table = {name: torch.cat([batch[name] for batch in found]).double().cpu() for name in found[0]}
+    scores = []
+    for sign, part, name in (("positive", "ce", "ppl_positive"), ("negative", "ct", "ppl_contrast")):
+        tokens = table[f"{part}_target_tokens"]
+        some = tokens > 0
+        if some.any():
+            count, share = int(tokens.sum()), tokens[some] / tokens.sum()
+            scores.append(_row(f"token_accuracy_{sign}", (table[f"token_acc_{sign[:3]}"][some] * share).sum(), count))
+            scores.append(_row(name, math.exp((table[f"{part}_loss"][some] * share).sum()), count, "1"))
+    return scores
 
 
 def _word_ids(tokenizer, task: str) -> dict[str, int]:

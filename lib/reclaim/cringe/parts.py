@@ -60,6 +60,22 @@ def judged_rows(entry: Mapping[str, Any], name: str, data: Mapping[str, Path], s
     return frame.assign(good=(frame["label"] == names.index(entry.get("good_label", "positive"))).astype(int))
 
 
+def weighted_parts(mixture: Mapping[str, Mapping[str, Any]], rows: Mapping[str, pd.DataFrame]) -> dict[str, Part]:
+    """The parts of a mixture with their weights: `weight`, or, with `by_rows`, a share of it.
+
+    The share is that of the part's rows among those of all parts of the same data set: what a data set of several labels gets
+    where its rows are drawn whatever their label, as in the project's own mixture.
+    """
+    sizes: dict[str, int] = {}
+    for name, frame in rows.items():
+        sizes[mixture[name]["data"]] = sizes.get(mixture[name]["data"], 0) + len(frame)
+    share = {name: len(frame) / sizes[mixture[name]["data"]] for name, frame in rows.items()}
+    return {
+        name: (frame, mixture[name]["weight"] * (share[name] if mixture[name].get("by_rows") else 1))
+        for name, frame in rows.items()
+    }
+
+
 def arm_parts(
     arm: Mapping[str, Any],
     parts: Mapping[str, Part],

@@ -24,7 +24,7 @@ from reclaim.train import History, Recipe, train
 
 METHODS = ("ce", "cringe", "unlikelihood", "director", "kto")
 Micro = tuple[int, Rows]
-"""A step and its rows: the step seeds the draws."""
+"""A micro-batch: its number, which seeds the draws, and its rows."""
 
 
 def fit(
@@ -40,8 +40,9 @@ def fit(
     after_step: Callable[[int], None] = lambda step: None,
     progress: Callable[[Sequence[Any]], Any] = iter,
 ) -> History:
-    """Train `model` in place. `settings`: `alpha`, `k` (CRINGE), `alpha` (unlikelihood), `gamma_train`, `norm_coeff`
-    (DIRECTOR), `beta` (KTO), `contrast_eos` (whether the ends of negatives count, default no).
+    """Train `model` in place. `batches` gives the rows of an update, which go through the model in as many equal parts as
+    `recipe.gradient_accumulation_steps` says. `settings`: `alpha`, `k` (CRINGE), `alpha` (unlikelihood), `gamma_train`,
+    `norm_coeff`, `lm_on_positives` (DIRECTOR), `beta` (KTO), `contrast_eos` (whether the ends of negatives count, default no).
 
     Raises `InputError` for an unknown method.
     """
@@ -57,7 +58,8 @@ def fit(
         rows = batches(step)
         if not settings.get("contrast_eos", False):
             rows = rows.without_negative_end(eos)
-        return [(step, rows.to(device))]
+        size, parts = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
+        return [(step * parts + i, rows[slice(i * size, (i + 1) * size)].to(device)) for i in range(parts)]
 
     def loss_function(micro: Micro) -> tuple[torch.Tensor, int]:
         return loss(model, *micro, settings, seed)
@@ -90,10 +92,10 @@ def check_output_layer(model, rows: Rows, place: str) -> None:
         raise InputError(place, f"logits that differ from that by {difference:.3g}", expected)
 
 
-def _cringe(model, step: int, rows: Rows, settings: Mapping[str, Any], seed: int) -> tuple[torch.Tensor, int]:
+def _cringe(model, number: int, rows: Rows, settings: Mapping[str, Any], seed: int) -> tuple[torch.Tensor, int]:
     hidden = hidden_states(model, rows)
     weight, bias = output_layer(model)
-    generator = torch.Generator(hidden.device).manual_seed(derive(seed, "cringe", step))
+    generator = torch.Generator(hidden.device).manual_seed(derive(seed, "cringe", number))
     terms = linear_cringe_loss(
         hidden.flatten(0, 1), weight, rows.labels.flatten(), rows.polarity.flatten(), bias=bias,
         k=settings.get("k", 5), alpha=settings.get("alpha", 1.0), generator=generator,
@@ -101,7 +103,7 @@ def _cringe(model, step: int, rows: Rows, settings: Mapping[str, Any], seed: int
     return terms.loss, terms.ce_count + terms.ct_count
 
 
-def _unlikelihood(model, step: int, rows: Rows, settings: Mapping[str, Any], seed: int) -> tuple[torch.Tensor, int]:
+def _unlikelihood(model, number: int, rows: Rows, settings: Mapping[str, Any], seed: int) -> tuple[torch.Tensor, int]:
     counted = rows.labels != IGNORED
     logits = F.linear(hidden_states(model, rows)[counted], *output_layer(model))
     negative = rows.polarity[counted] == NEGATIVE
@@ -110,12 +112,13 @@ def _unlikelihood(model, step: int, rows: Rows, settings: Mapping[str, Any], see
     return terms.loss * count, count  # two means of their own: the loop divides by the count again
 
 
-def _director(model, step: int, rows: Rows, settings: Mapping[str, Any], seed: int) -> tuple[torch.Tensor, int]:
+def _director(model, number: int, rows: Rows, settings: Mapping[str, Any], seed: int) -> tuple[torch.Tensor, int]:
     logits, head = model.both(**rows.inputs(), use_cache=False)
     polarity = torch.where(rows.labels == IGNORED, 1, rows.polarity).amin(dim=1)
     loss = director_loss(
         logits, head, rows.labels, polarity,
         gamma_train=settings.get("gamma_train", 1.0), norm_coeff=settings.get("norm_coeff", 0.0),
+        trains_lm=polarity != NEGATIVE if settings.get("lm_on_positives") else None,
     )  # fmt: skip
     return loss, len(rows)
 
@@ -134,7 +137,7 @@ class KtoLoss:
         self.reference = copy.deepcopy(model).eval().requires_grad_(False)
 
     def __call__(
-        self, model, step: int, rows: Rows, settings: Mapping[str, Any], seed: int
+        self, model, number: int, rows: Rows, settings: Mapping[str, Any], seed: int
     ) -> tuple[torch.Tensor, int]:
         labelled = (rows.labels != IGNORED) & (rows.polarity != UNLABELLED)
         is_labelled = labelled.any(dim=1)

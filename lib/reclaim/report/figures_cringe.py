@@ -65,6 +65,8 @@ GUARDS = {
     "empty_share": ("empty (%)", 100, 1),
     "reply_length": ("words", 1, 1),
     "distinct_2": ("distinct pairs (%)", 100, 1),
+    "reply_ppl": ("perplexity of replies (first model)", 1, 2),
+    "token_accuracy_negative": ("tokens of labelled bad replies guessed (%)", 100, 1),
     "benign_ppl": ("perplexity, benign", 1, 2),
     "provoking_ppl": ("perplexity, provoking", 1, 2),
 }
@@ -235,8 +237,9 @@ def _guards(tables: SystemTables, task: str, title: str) -> Exhibit:
         key=f"guards-{task}",
         title=f"{title}: fluency and judges",
         caption=(
-            "Means over seeds. Replies to provoking prompts, but for the perplexities of clean replies. Fewer unwanted replies "
-            "mean little where these fall or rise with them. The judge that labels generated replies and the one that "
+            "Means over seeds. Replies to provoking prompts, but for the perplexities of clean replies and the share of tokens "
+            "of labelled bad replies that are the model's likeliest. Fewer unwanted replies mean little where these fall or "
+            "rise with them. The judge that labels generated replies and the one that "
             "evaluates have learnt from different rows."
         ),
         columns=("arm", "iteration", *(GUARDS[metric][0] for metric in kept)),
