@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping, Sequence
 
 from reclaim.report.accuracy import HOW, mean_text
-from reclaim.report.figures import Exhibit, Panel, Row, Series, fixed, line_plot, mean_interval, number, row_plot
+from reclaim.report.figures import Exhibit, Panel, Row, Series, fixed, line_plot, mean_interval, row_plot
 from reclaim.report.figures_transformer_dr_codes import (
     KEY,
     SHORT,
@@ -157,7 +157,9 @@ def _parts(measured: Measured, dimension: int, records: Sequence[Record]) -> Exh
 def _pictures(pictures: Mapping[str, bytes]) -> list[Exhibit]:
     """The pictures of the first seed: scatter plots and rebuilt images."""
     first: dict[str, bytes] = {}
-    for path in sorted(pictures):
+    for path in sorted(
+        pictures, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]
+    ):
         name = path.rsplit("/", 1)[-1]
         if name.startswith(("codes-", "rebuilt-")):
             first.setdefault(name, pictures[path])
@@ -177,8 +179,6 @@ def _pictures(pictures: Mapping[str, bytes]) -> list[Exhibit]:
                 caption=f"{caption}First seed of the run.",
                 svg=picture_svg(data),
                 alt=f"{title}, one panel or line a method.",
-                columns=("picture", "size (KiB)"),
-                rows=[(name, number(len(data) / 1024))],
             )
         )
     return shown

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reclaim.report.accuracy import HOW, arms_exhibit, mean_text
-from reclaim.report.figures import Curve, Exhibit, Row, curve_plot, mean_interval, row_plot
+from reclaim.report.figures import Curve, Exhibit, Row, curve_plot, fixed, mean_interval, row_plot
 from reclaim.report.system import Record, SystemTables, by_seed, group, where
 
 KEY = "transformer_dr"
@@ -205,27 +205,39 @@ def _reconstruction(measured: Measured) -> list[Exhibit]:
 
 
 def _ranking(measured: Measured) -> Exhibit:
-    """Order of the methods in every metric at every dimension: the paper's "effective" as a table of this data set."""
-    rows = []
+    """Places of the methods in every metric at every dimension: the paper's "effective" on this data set."""
+    table: list[tuple[str, str, str]] = []
+    places: dict[str, list[float]] = {
+        method: [] for method in by_method(measured.metric("trustworthiness")) if method != "lda"
+    }
     for metric, (name, _, higher) in {**CODES, **IMAGES}.items():
         if metric == "train_mse":
             continue
-        records = measured.metric(metric)
-        for dimension, found in sorted(group(records, lambda record: record.keys["dimension"]).items()):
+        by_dimension = group(measured.metric(metric), lambda record: record.keys["dimension"])
+        for dimension, found in sorted(by_dimension.items()):
             means = {method: mean_interval(by_seed(same).values())[0] for method, same in by_method(found).items()}
-            means.pop("lda", None)
-            order = sorted(means, key=means.__getitem__, reverse=higher)
-            place = f"{order.index(KEY) + 1} of {len(order)}" if KEY in order else "–"
-            rows.append((f"{name}, d = {dimension}", place, ", ".join(SHORT.get(m, m) for m in order)))
+            order = sorted(means.keys() & places, key=means.__getitem__, reverse=higher)
+            for place, method in enumerate(order, 1):
+                places[method].append(float(place))
+            ours = f"{order.index(KEY) + 1} of {len(order)}" if KEY in order else "–"
+            table.append((f"{name}, d = {dimension}", ours, ", ".join(SHORT.get(m, m) for m in order)))
+    rows = [
+        Row(method_name(method), sum(found) / len(found), points=found, colour=NAMES.get(method, ("", 4))[1])
+        for method, found in places.items()
+    ]
+    texts = [f"{fixed(row.estimate, 1)} in {len(row.points)} metrics" for row in rows]
     return Exhibit(
         key=f"ranking-{measured.key}",
-        title=f"Order of the methods in every metric ({measured.name})",
+        title=f"Places of the methods in every metric ({measured.name})",
         caption=(
-            "By the mean over seeds, best first; methods without such a figure are absent. LDA is left out, because it "
-            "reads the labels. An order says nothing of the distances."
+            "Small faint marks are places (1 is best) by the mean over seeds in single metrics and dimensions, the large "
+            "mark is their mean. Methods without a metric have no place in it. LDA is left out, because it reads the "
+            "labels. A place says nothing of the distances, and the metrics are not independent."
         ),
+        svg=row_plot(f"{KEY}-ranking-{measured.key}", rows, "place", texts=texts),
+        alt="Mean place: " + "; ".join(f"{row.label}: {text}" for row, text in zip(rows, texts, strict=True)) + ".",
         columns=("metric", "place of Transformer-DR", "best to worst"),
-        rows=rows,
+        rows=table,
     )
 
 

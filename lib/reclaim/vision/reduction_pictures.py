@@ -18,17 +18,26 @@ if TYPE_CHECKING:
 
 # Ten colours by Tol ("Colour schemes", muted, with one grey), told apart by colour-blind readers.
 COLOURS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499", "#777777")
-DPI = 110
-STYLE: dict[RcKeyType, Any] = {"font.family": "DejaVu Sans", "font.size": 8, "text.parse_math": False}
+# The page shows a picture as wide as its plots, so that the words of both are of one size.
+WIDTH, DPI = 340 / 72, 160
+STYLE: dict[RcKeyType, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "text.parse_math": False,
+}
+LABEL = 0.21  # inches above a line of images, for its name
 
 
 def codes_picture(codes: Mapping[str, np.ndarray], labels: np.ndarray, label_names: Sequence[str]) -> bytes:
     """Draw one scatter plot a method, points (n, 2) coloured by class; each plot has a scale of its own."""
     columns = min(3, len(codes))
     rows = math.ceil(len(codes) / columns)
+    names = [str(name) for name in label_names] if len(label_names) <= len(COLOURS) else []
+    in_line = max(1, min(10, 46 // (3 + max(map(len, names), default=1))))  # of the legend, by its longest name
+    legend = 0.2 * math.ceil(len(names) / in_line) + 0.1
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.1 * columns, 2.25 * rows + 0.4), layout="constrained", dpi=DPI)
-        few = len(label_names) <= len(COLOURS)
+        figure = Figure(figsize=(WIDTH, WIDTH / columns * 1.12 * rows + legend), layout="constrained", dpi=DPI)
         for place, (name, points) in enumerate(codes.items(), start=1):
             axes = figure.add_subplot(rows, columns, place)
             shown = labels[: len(points)]
@@ -36,10 +45,9 @@ def codes_picture(codes: Mapping[str, np.ndarray], labels: np.ndarray, label_nam
                 chosen = points[shown == label]
                 axes.plot(chosen[:, 0], chosen[:, 1], "o", color=COLOURS[label % len(COLOURS)], markersize=2, mew=0)
             axes.set(title=name, xticks=[], yticks=[])
-        if few:
-            marks = [Line2D([], [], marker="o", ls="", color=colour) for colour in COLOURS]
-            names = [str(name) for name in label_names]
-            figure.legend(marks[: len(names)], names, loc="outside lower center", ncols=10, frameon=False,
+        if names:
+            marks = [Line2D([], [], marker="o", ls="", color=colour) for colour in COLOURS[: len(names)]]
+            figure.legend(marks, names, loc="outside lower center", ncols=in_line, frameon=False,
                           handletextpad=0.1, columnspacing=0.8)  # fmt: skip
         return _png(figure)
 
@@ -48,18 +56,19 @@ def rebuilt_picture(rows: Mapping[str, np.ndarray], image_shape: tuple[int, int,
     """Draw one line of images (n, H * W * C) a method, clipped to [0, 1], the name above each line."""
     height, width, channels = image_shape
     count = len(next(iter(rows.values())))
-    line = 6.3 / count * height / width + 0.2
+    tall = WIDTH / count * height / width
+    line = LABEL + tall
+    whole = line * len(rows)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.3, line * len(rows)), dpi=DPI)
-        axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-        figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.2 / (line * len(rows)), bottom=0.01, hspace=0.25)
-        for axis, (name, images) in zip(axes, rows.items(), strict=True):
+        figure = Figure(figsize=(WIDTH, whole), dpi=DPI)
+        for number, (name, images) in enumerate(rows.items(), 1):
+            axis = figure.add_axes((0, 1 - number * line / whole, 1, tall / whole))
             grid = np.ones((height, count * (width + 1) - 1, channels))
             for place, image in enumerate(images):
                 left = place * (width + 1)
                 grid[:, left : left + width] = np.clip(image, 0, 1).reshape(image_shape)
             axis.imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-            axis.set_title(name, loc="left", pad=2)
+            axis.set_title(name, loc="left", pad=3)
             axis.set_axis_off()
         return _png(figure)
 
