@@ -108,6 +108,7 @@ def make_metrics():
         variant = {"num_steps": 20_000, "num_parameters": 1024}
         add("mezo", "trajectory", variant, seed, "log_bytes", 80_412, "bytes", n=1)
         add("mezo", "trajectory", variant, seed, "max_abs_difference", 0.0, "1", n=1)
+        add("mezo", "trajectory", variant, seed, "max_abs_change", 3.0, "1", n=1)
     return tables.frame(rows, "metrics")
 
 

@@ -867,7 +867,8 @@ def mezo_run(rng):
                 if method["method"] == "zero_shot":
                     metrics.append({**base, "metric": "auc", "value": 0.8, "n": 200, "unit": "fraction"})
     for seed in (11, 12, 13, 14):
-        for metric, value, unit in (("log_bytes", 80123.0, "bytes"), ("max_abs_difference", 0.0, "1")):
+        log_rows = (("log_bytes", 80123.0, "bytes"), ("max_abs_difference", 0.0, "1"), ("max_abs_change", 3.0, "1"))
+        for metric, value, unit in log_rows:
             base = {"paper": "mezo", "experiment": "trajectory", "variant": {"num_steps": 20000}, "seed": seed}
             metrics.append({**base, "metric": metric, "value": value, "n": 1, "unit": unit})
         for method, size in (("inference", 100.0), ("mezo", 101.0), ("backprop", 900.0)):

@@ -57,9 +57,9 @@ def rows_of(config, plan):
                 key = {**base, "variant": {"method": method}, "seed": seed, "stage": "memory", "job": "measured"}
                 costs.append({**key, "measure": "peak_bytes", "value": 100 + rng.random(), "unit": "bytes"})
             if spec["kind"] == "trajectory":
-                for metric in ("log_bytes", "max_abs_difference"):
+                for metric, value in (("log_bytes", 0.0), ("max_abs_difference", 0.0), ("max_abs_change", 1.0)):
                     key = {**base, "variant": {"num_steps": spec["num_steps"]}, "seed": seed}
-                    metrics.append({**key, "metric": metric, "value": 0.0, "n": 1, "unit": "bytes"})
+                    metrics.append({**key, "metric": metric, "value": value, "n": 1, "unit": "bytes"})
     return [tables.frame(rows, kind) for rows, kind in ((metrics, "metrics"), (items, "items"), (costs, "costs"))]
 
 
