@@ -36,7 +36,10 @@ class TaskData:
 
 
 def load_task(task: dict, folder: str | Path) -> TaskData:
-    """Read a task's data; `test_rows` keeps a seeded sample of the test rows, the same for every arm and seed."""
+    """Read a task's data; `test_rows` keeps a sample of the test rows by LM-BFF's rule, the same for every arm and seed.
+
+    MeZO's official code for OPT draws its evaluation rows anew at each seed; the same rows can be resampled with the seeds.
+    """
     info = load_info(folder)
     train, dev = (load_split(folder, split) if split in info["rows"] else None for split in ("train", "dev"))
     test = load_split(folder, "test")
