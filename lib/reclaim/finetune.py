@@ -4,7 +4,7 @@ The same for every method: a method is a function that trains a `Problem` in pla
 `reclaim.finetune_backprop`). So no method gets more tuning than another, and none sees a test row before its weights are
 chosen. With `select: best_dev` the point of the grid and the step with the best development score are tested (the first of
 equal ones: smaller learning rate position, earlier step); with `last` the last step of the first rate. MeZO's official code
-selects so on RoBERTa, but by the lowest development loss on OPT; here the score decides for all models, as it is what is reported.
+selects so on RoBERTa, but by the lowest development loss on OPT; here the score, which is what is reported, decides for all.
 
 Of several processes (`reclaim.parallel`), which share the rows of each batch, all evaluate and select alike; the first
 writes what is kept, and the others read it.
