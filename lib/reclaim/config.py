@@ -14,7 +14,7 @@ from jsonschema.exceptions import ValidationError, best_match
 
 from reclaim.architectures import ARCHITECTURES
 from reclaim.errors import InputError
-from reclaim.prompting import get_template
+from reclaim.prompting import CausalTemplate, get_template
 from reclaim.sources import check_spec
 
 ARM_KEYS = {
@@ -261,7 +261,8 @@ def _check_experiment(config: dict, place: str, experiment: dict) -> None:
                             f"one under `{family}`, or `prompt: false` at {where}",
                         )
             templates = task["templates"] if arm.get("prompt", True) else {}
-            generates = "causal" in templates and get_template(templates["causal"], "causal").generation
+            template = get_template(templates["causal"], "causal") if "causal" in templates else None
+            generates = isinstance(template, CausalTemplate) and template.generation
             if generates and arm["method"] in ("calibrated", "linear_probing"):
                 found = f"{arm['method']!r} for {task_name!r}, whose answers are generated"
                 raise InputError(f"config: {where}.method", found, "a method that does not choose a label")
