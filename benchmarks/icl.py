@@ -4,7 +4,9 @@ official code of the in-context study does it, and one forward pass for each lab
 The same prompts for all three, over a model with random weights: 32 demonstrations alone, of two and of four classes,
 and the study's grid of 8, 16 and 32 demonstrations under GOLD, RANDOM and ABSTRACT. Prints CPU seconds, ratios to ours
 and whether the answers are equal; exits with status 1 if an answer differs, or if four beams take less than 3 times as
-long.
+long. One pass for each label word is about as many times as slow as there are classes, less than 3 where there are two:
+prompts with demonstrations of their own share nothing else (`benchmarks/scoring.py` has a larger vocabulary, whose logits
+at every position such passes pay for).
 """
 
 from __future__ import annotations

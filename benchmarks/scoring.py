@@ -5,7 +5,7 @@ in-context-learning study (`generate(num_beams=4)` per prompt) do. Random weight
 CPU seconds, the ratio to ours and the largest difference of a score; exits with status 1 if an answer differs, or if
 either baseline takes less than 3 times as long.
 
-`limit` is what the first ratio could be at most where prompts share nothing: one bare pass of the model for each prompt, with
+`limit` is about what the first ratio can be where prompts share nothing: one bare pass of the model for each prompt, with
 logits at its end only, in place of one for each label. Two labels of one token save half of the passes and the logits at all
 other positions, so that the limit there is 2 for a vocabulary that costs nothing, and 3 to 4 at these sizes.
 """
