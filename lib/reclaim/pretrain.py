@@ -251,7 +251,7 @@ def _masked(
     eligible = mask
     if len(never_masked):
         eligible = mask & ~torch.isin(input_ids, torch.tensor(list(never_masked), device=device))
-    batch = masker.mask(input_ids, epoch, part, mask, eligible)
+    batch = masker.mask(input_ids, epoch, torch.from_numpy(part), mask, eligible)
     # Full rows need no attention mask, and without one attention takes its faster path.
     return batch.input_ids, batch.labels, None if bool(mask.all()) else mask.repeat(batch.copies, 1)
 
