@@ -5,8 +5,8 @@ run of examples of equal length, each ending in its label; the loss is on the la
 has nothing before it) to the last. A step has a fixed number of documents of each kind. Corpora come in phases, without
 noise first, because the two steps that task learning needs are not found in noise.
 
-Differences from that protocol, whose models were smaller than any of these studies': the configuration has half as many
-steps again and a higher rate, which falls linearly after the warm-up (there: constant, then linear over the last fifth).
+Differences from that protocol as it was first tried: the default configuration has half as many steps again and a higher
+rate, which falls linearly after the warm-up (there: constant, then linear over the last fifth).
 """
 
 from __future__ import annotations
