@@ -11,6 +11,7 @@ applied, and a run killed at any moment resumes from the base weights with the s
             optimizer.step(lambda: loss(model, batches[optimizer.num_steps]))
 
     replay("run.mezo", base_model)                          # elsewhere, later
+    replay("run.mezo", base_model, num_steps=12_000)        # instead: as it was then
 
 File: 8 bytes of magic; the seal (uint64 number of steps, 0 while open, and 32 bytes SHA-256 of the trained weights);
 uint32 size and zlib-compressed JSON header; then the projected gradients. The header holds the digests of the base
