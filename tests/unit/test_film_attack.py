@@ -338,6 +338,16 @@ def test_rows_are_those_of_the_tables_and_draw_the_section(outcome):
     assert "tied head, text known by heart, batch of 4" in by_key["examples"].alt
 
 
+def test_the_section_shows_the_paper_overlay_too(outcome):
+    metrics = keyed(outcome["metrics"]).assign(experiment="wikitext")
+    metrics = metrics[metrics["variant"].str.contains('"model":"tied"')]
+    metrics["variant"] = metrics["variant"].str.replace('"model":"tied"', '"model":"gpt2"')
+    nothing = pd.DataFrame()
+    by_key = {exhibit.key: exhibit for exhibit in SYSTEM.exhibits(SystemTables(nothing, metrics, nothing, nothing))}
+    for key in ("examples", "batch-sizes", "excess", "epochs", "iteration", "tied", "losses"):
+        assert "gpt2, private" in by_key[key].alt, key
+
+
 def test_the_prior_starts_as_the_attack_does_at_every_batch_size(folders, monkeypatch, tmp_path):
     """The official search copies start tokens for large batches: a control without the copies would be another search."""
     asked = []

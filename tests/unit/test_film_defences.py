@@ -377,8 +377,8 @@ def folders(tmp_path_factory):
     return made
 
 
-def system_tables(metrics):
-    keyed = metrics.assign(paper="film", experiment="defences", seed=5, variant=metrics["variant"].map(variant_json))
+def system_tables(metrics, experiment="defences"):
+    keyed = metrics.assign(paper="film", experiment=experiment, seed=5, variant=metrics["variant"].map(variant_json))
     return SystemTables(pd.DataFrame(), keyed, pd.DataFrame(), pd.DataFrame())
 
 
@@ -409,5 +409,8 @@ def test_a_run_that_was_stopped_ends_in_the_same_tables(folders, tmp_path):
     for exhibit in exhibits:
         assert exhibit.rows and all(len(row) == len(exhibit.columns) for row in exhibit.rows), exhibit.key
     assert [row[0] for row in exhibits[0].rows] == ["none", "DP-SGD, σ 0.1", "MeZO, scalars 1"]
+    of_paper = defence_exhibits(system_tables(metrics, "wikitext_defences"))
+    assert len(of_paper) == 5 and all("GPT-2 on WikiText-103" in exhibit.title for exhibit in of_paper)
+    assert not {exhibit.key for exhibit in of_paper} & {exhibit.key for exhibit in exhibits}
     unknown = defences_experiment.run({**SPEC, "defences": SPEC["defences"][:1]}, 6, data=folders, state_dir=tmp_path)
     assert not (tmp_path / "attack mezo 1.json").exists() and len(unknown["metrics"])
