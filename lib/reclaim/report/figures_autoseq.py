@@ -169,26 +169,24 @@ def _labels(tables: SystemTables) -> Exhibit:
                 if record.seed == by_hand[0].seed
             ]
             for rank in range(LABEL_ROWS):
-                row = (task, label, str(rank + 1))
-                for method in SEARCHED:
-                    row += _candidate(where(found, method=method), rank, values)
-                rows.append((*row, written[rank] if rank < len(written) else ""))
+                sequence, word = (_candidate(where(found, method=method), rank, values) for method in SEARCHED)
+                text, _, _, score, _ = word
+                rows.append((task, label, written[rank] if rank < len(written) else "", *sequence, text, score))
     if not rows:
         return Exhibit("labels", title, missing="no experiment with a search was chosen")
     return Exhibit(
         key="labels",
         title=title,
         caption=(
-            f"The first {LABEL_ROWS} candidates of each class in the first split of the first seed. Own: the probability under "
-            "the class's own examples; others: the sum under the other classes'; score: own minus others, which ranks them. "
-            "First: in how many splits, of all seeds, the candidate leads its class. Prompts written by hand have no score. In "
-            "the paper's repository the raw list of both classes of SST-2 is led by `Thank you.`, the re-ranked lists by "
-            "`Highly recommended.` and `Not good.`"
+            f"The first {LABEL_ROWS} candidates of each class, best first, in the first split of the first seed. Own: the "
+            "probability under the class's own examples; others: the sum under the other classes'; score: own minus others, "
+            "which ranks them. First: in how many splits, of all seeds, the candidate leads its class. Prompts written by hand "
+            "have no score. In the paper's repository the raw list of both classes of SST-2 is led by `Thank you.`, the "
+            "re-ranked lists by `Highly recommended.` and `Not good.`"
         ),
-        columns=("task", "class", "rank", "AutoSeq", "own", "others", "score", "first", "AutoWord", "own", "others",
-                 "score", "first", "by hand"),
+        columns=("task", "class", "by hand", "AutoSeq", "own", "others", "score", "first", "AutoWord", "score"),
         rows=rows,
-    )  # fmt: skip
+    )
 
 
 def _candidate(found: Sequence[Record], rank: int, values: Mapping[str, Mapping]) -> tuple[str, ...]:
@@ -273,7 +271,7 @@ def _language(tables: SystemTables) -> Exhibit:
             if seed in loss
         ]
     if not rows:
-        return Exhibit("language", title, missing="no model was pre-trained in this run")
+        return Exhibit("language", title, missing="no task of this run has comments that its model must know")
     return Exhibit(
         key="language",
         title=title,
