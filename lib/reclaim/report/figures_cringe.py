@@ -298,6 +298,8 @@ SYSTEM = System(
         "conditions (unlabelled text that has the fault, labels for half of it), not the size of it in real dialogue.",
         "Contradiction avoidance and open-domain dialogue are tasks of our design after DECODE and FITS, not those data.",
         "Greedy replies share a tenth of their words with a reference here; F1 can show damage, hardly gains.",
+        "By DIRECTOR's default only its head learns the labelled good replies, of which CRINGE's language model learns, too: "
+        "what CRINGE has over the arm `director` comes with that. C4_positives is without the difference.",
         "The best of several samples by the same judge removes unwanted replies at the cost of several times the decoding; it "
         "is a baseline in the variants, not part of the paper.",
     ),
