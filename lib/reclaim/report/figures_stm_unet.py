@@ -235,14 +235,12 @@ def _complexity(tables: SystemTables) -> Exhibit:
     def place(model: str) -> int:
         return [*NAMES, model].index(model)
 
+    sizes = {name: counts for name, counts in (("papers' size", paper), ("trained", trained)) if counts}
+    counted = {"parameters": "parameters", "macs": "multiply-adds"}
     table = [
         (
             NAMES.get(model, model),
-            *(
-                _count(source.get(model, {}), metric)
-                for source in (paper, trained)
-                for metric in ("parameters", "macs")
-            ),
+            *(_count(counts.get(model, {}), metric) for counts in sizes.values() for metric in counted),
             fixed(trained.get(model, {}).get("iou", math.nan), 1),
             number(seconds.get(model, math.nan)),
         )
@@ -257,9 +255,9 @@ def _complexity(tables: SystemTables) -> Exhibit:
         key="complexity",
         title=title,
         caption=(
-            "Trainable parameters of one-class models at the papers' sizes, and multiply-adds of one image of 256 x 256 pixels "
-            "(torch's flop counter, halved; convolutions, matrix products and attention). The table has the same for the sizes "
-            "that were trained here, what accuracy they buy, and the CPU time of one update."
+            "Trainable parameters, and multiply-adds of one image (torch's flop counter, halved; convolutions, matrix products "
+            "and attention): at the papers' sizes for one class and 256 x 256 pixels, if the run counted them, and as trained "
+            "here. Beside them stand the accuracy that they buy and the CPU time of one update."
         ),
         svg=row_plot(
             f"{KEY}-complexity",
@@ -273,10 +271,7 @@ def _complexity(tables: SystemTables) -> Exhibit:
         alt="Parameters in millions: " + "; ".join(f"{row.label} {fixed(row.estimate, 2)}" for row in rows) + ".",
         columns=(
             "model",
-            "parameters, papers' size (M)",
-            "multiply-adds, papers' size (M)",
-            "parameters, trained (M)",
-            "multiply-adds, trained (M)",
+            *(f"{name}, {size} (M)" for size in sizes for name in counted.values()),
             "test IoU (%)",
             "CPU seconds of an update",
         ),
