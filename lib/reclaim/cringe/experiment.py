@@ -130,9 +130,9 @@ class _Study:
         source = self.spec["model"]
         self.family = "causal" if "config" in source else models.model_family(self.data[source["name"]])
         self.tests = {name: self.rows_of(entry, name) for name, entry in self.spec["tests"].items()}
-        rows = {name: self.rows_of(entry, name) for name, entry in self.spec["mixture"].items()}
-        self.parts: dict[str, Part] = weighted_parts(self.spec["mixture"], rows)
-        self.labelled = pd.concat([frame[frame["polarity"] != UNLABELLED] for frame in rows.values()])
+        frames = {name: self.rows_of(entry, name) for name, entry in self.spec["mixture"].items()}
+        self.parts: dict[str, Part] = weighted_parts(self.spec["mixture"], frames)
+        self.labelled = pd.concat([frame[frame["polarity"] != UNLABELLED] for frame in frames.values()])
         self.folder = self._language_model()
         self.tokenizer = models.load_tokenizer(self.folder)
         self.judges = {}

@@ -197,8 +197,8 @@ def labelled_scores(
         some = tokens > 0
         if some.any():
             count, share = int(tokens.sum()), tokens[some] / tokens.sum()
-            scores.append(_row(f"token_accuracy_{sign}", (table[f"token_acc_{sign[:3]}"][some] * share).sum(), count))
-            scores.append(_row(name, math.exp((table[f"{part}_loss"][some] * share).sum()), count, "1"))
+            accuracy, nats = (float(table[key][some] @ share) for key in (f"token_acc_{sign[:3]}", f"{part}_loss"))
+            scores += [_row(f"token_accuracy_{sign}", accuracy, count), _row(name, math.exp(nats), count, "1")]
     return scores
 
 
