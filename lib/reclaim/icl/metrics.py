@@ -104,7 +104,7 @@ def paired_variance_ratio(first: np.ndarray, second: np.ndarray, independent: np
     All three are right-or-wrong values of the same rows (n,): of two settings that saw the same demonstrations, and of the
     second one with demonstrations of its own. NaN where the independent difference does not vary.
     """
-    paired, unpaired = np.var(second - first, ddof=1), np.var(independent - first, ddof=1)
+    paired, unpaired = np.var(second - first), np.var(independent - first)
     return float(paired / unpaired) if unpaired > 0 else float("nan")
 
 
