@@ -96,7 +96,7 @@ def test_labels_stand_with_their_scores_beside_those_by_hand(shown):
 def test_experiments_and_tasks_of_a_user_are_shown_apart(shown):
     assert {"accuracy-mine-one", "f1-mine-two"} <= set(shown) and "accuracy-mine-two" not in shown
     assert "F1" in shown["f1-mine-two"].title
-    assert "AutoSeq, all weights, recipe all, 64 epochs" in {row[0] for row in shown["accuracy-mine-one"].rows}
+    assert "AutoSeq, all, all weights, 64 epochs" in {row[0] for row in shown["accuracy-mine-one"].rows}
     texts = {row[0]: row[3] for row in shown["labels"].rows if row[3]}
     assert (texts["one"], texts["two"]) == ("of one", "of two")
 

@@ -130,10 +130,11 @@ def _arm(record: Record, others: Sequence[Record]) -> str:
         values = [other[key] for other in same if key in other]
         if key in keys and len(set(values)) > 1 and keys[key] != max(set(values), key=values.count):
             parts.append(words.format(keys[key]))
+    # What is cut off in a narrow plot stands at the end: the number of steps is that of the other arms.
+    parts += [str(keys["recipe"])] if "recipe" in keys else []
     parts.append(TRAINED.get(keys["trained"], str(keys["trained"])))
     if "recipe" in keys:
-        length = f"{keys['steps']} steps" if "steps" in keys else f"{keys['epochs']} epochs"
-        parts.append(f"recipe {keys['recipe']}, {length}")
+        parts.append(f"{keys['steps']} steps" if "steps" in keys else f"{keys['epochs']} epochs")
     return ", ".join(parts)
 
 
