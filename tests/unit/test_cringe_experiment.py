@@ -168,7 +168,7 @@ def test_an_iteration_is_a_function_of_its_inputs_and_resumes(first, data, tmp_p
     pd.testing.assert_frame_equal(outcome["predictions"], fresh["predictions"])
     # What arms guess of labelled replies is asked of the same rows; replies are scored by the model that all start from.
     by_metric = outcome["metrics"].groupby("metric")["n"]
-    assert by_metric.nunique()["token_accuracy_negative"] == 1 and by_metric.count()["reply_ppl"] == 4
+    assert by_metric.nunique()["train_token_accuracy_negative"] == 1 and by_metric.count()["reply_ppl"] == 4
 
 
 def test_the_next_iteration_trains_on_judged_replies_of_the_one_before(first, data, tmp_path):
@@ -295,9 +295,9 @@ def test_training_lowers_the_accuracy_on_bad_replies_and_says_so(model):
             fit(trained, method, lambda step: rows, recipe, {"alpha": 5}, seed=0)
         found.append({row["metric"]: row["value"] for row in labelled_scores(trained, tokenizer, frame, {})})
     naive, contrasted = found
-    assert contrasted["token_accuracy_negative"] < naive["token_accuracy_negative"]
-    assert contrasted["ppl_contrast"] < naive["ppl_contrast"]
-    assert contrasted["token_accuracy_positive"] == 1.0 and contrasted["ppl_positive"] < 2
+    assert contrasted["train_token_accuracy_negative"] < naive["train_token_accuracy_negative"]
+    assert contrasted["train_ppl_contrast"] < naive["train_ppl_contrast"]
+    assert contrasted["train_token_accuracy_positive"] == 1.0 and contrasted["train_ppl_positive"] < 2
     assert labelled_scores(base, tokenizer, frame.assign(polarity=-1), {}) == []
 
 

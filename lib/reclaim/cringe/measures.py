@@ -171,11 +171,11 @@ def reference_scores(
 def labelled_scores(
     model, tokenizer, frame: pd.DataFrame, encoding: Mapping[str, Any], batch_size: int = 128
 ) -> list[Row]:
-    """What the official code reports of labelled replies: whether the model would say their tokens.
+    """What the official code reports while it trains: whether the model would say the tokens of what it was trained on.
 
-    `token_accuracy_positive` and `_negative` (on bad replies it falls where training works), `ppl_positive`, and
-    `ppl_contrast`, exp of the mean contrast on bad replies (nats; its exact expectation over the paper's top 5), which is no
-    perplexity of a language model.
+    `train_token_accuracy_positive` and `_negative` (on bad replies it falls where training works), `train_ppl_positive`,
+    and `train_ppl_contrast`, exp of the mean contrast on bad replies (nats; its exact expectation over the paper's top 5),
+    which is no perplexity of a language model. Of training rows, hence no claim rests on them.
     """
     parts = [frame[frame["polarity"] == sign] for sign in (POSITIVE, NEGATIVE)]
     # Evenly over all of them, as at paper scale they come from several data sets.
@@ -192,13 +192,13 @@ def labelled_scores(
             found.append(example_metrics(terms, logits, batch.labels))
     table = {name: torch.cat([batch[name] for batch in found]).double().cpu() for name in found[0]}
     scores = []
-    for sign, part, name in (("positive", "ce", "ppl_positive"), ("negative", "ct", "ppl_contrast")):
+    for sign, part, name in (("positive", "ce", "train_ppl_positive"), ("negative", "ct", "train_ppl_contrast")):
         tokens = table[f"{part}_target_tokens"]
         some = tokens > 0
         if some.any():
             count, share = int(tokens.sum()), tokens[some] / tokens.sum()
             accuracy, nats = (float(table[key][some] @ share) for key in (f"token_acc_{sign[:3]}", f"{part}_loss"))
-            scores += [_row(f"token_accuracy_{sign}", accuracy, count), _row(name, math.exp(nats), count, "1")]
+            scores += [_row(f"train_token_accuracy_{sign}", accuracy, count), _row(name, math.exp(nats), count, "1")]
     return scores
 
 
