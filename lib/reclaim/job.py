@@ -107,10 +107,13 @@ def job(snakemake: Any) -> Iterator[Job]:
     """Run a script's work as the job that `snakemake` (the object Snakemake gives to scripts) describes."""
     _settle(snakemake.threads)
     log_path = snakemake.log[0] if snakemake.log else None
-    with _redirected(log_path) as terminal, _stopping(), _watching():
+    with _told_if_full(snakemake), _redirected(log_path) as terminal, _stopping(), _watching():
         start = _Usage()
         context = Job(snakemake, terminal)
         try:
+            if log_path is not None:
+                now = datetime.now().astimezone().isoformat(timespec="seconds")
+                print(f"--- {now} on {socket.gethostname()}, process {os.getpid()}", flush=True)
             yield context
         except InputError as error:
             _say(str(error), terminal, log_path)
@@ -156,6 +159,18 @@ def _say(message: str, terminal: TextIO, log_path: str | None) -> None:
             print(message, file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def _told_if_full(snakemake: Any) -> Iterator[None]:
+    """A disk too full to open the log on it is told like bad input, too."""
+    try:
+        yield
+    except OSError as error:
+        if (full := _full_disk(error, snakemake)) is None:
+            raise
+        print(str(full), file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+
+
 def _full_disk(error: BaseException, snakemake: Any) -> InputError | None:
     """What to say if `error` came from a disk without room; libraries tell that in errors of many kinds."""
     place = Path(next(iter(snakemake.output), ".")).absolute().parent
@@ -187,29 +202,34 @@ def _settle(threads: int) -> None:
 
 @contextlib.contextmanager
 def _redirected(path: str | None) -> Iterator[TextIO]:
-    """Append standard output and error, of child processes too, to the file at `path`; give the former stderr."""
+    """Append standard output and error, of child processes too, to the file at `path`; give the former stderr.
+
+    Lines for which the file's disk has no room are lost: they shall not come out on the terminal later.
+    """
     if path is None:
         with _logging(sys.stderr):
             yield sys.stderr
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a", encoding="utf-8", buffering=1)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = {number: os.dup(number) for number in (1, 2)}
-    with open(path, "a", encoding="utf-8") as file, os.fdopen(os.dup(2), "w", encoding="utf-8") as terminal:
+    with os.fdopen(os.dup(2), "w", encoding="utf-8") as terminal:
         for number in saved:
             os.dup2(file.fileno(), number)
         try:
-            now = datetime.now().astimezone().isoformat(timespec="seconds")
-            print(f"--- {now} on {socket.gethostname()}, process {os.getpid()}", flush=True)
-            with _logging(sys.stderr):
+            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file), _logging(file):
                 yield terminal
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):  # what was written to them by those who held them before
+                with contextlib.suppress(OSError):
+                    stream.flush()
             for number, former in saved.items():
                 os.dup2(former, number)
                 os.close(former)
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 @contextlib.contextmanager

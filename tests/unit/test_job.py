@@ -103,6 +103,25 @@ def test_a_full_disk_is_told_in_one_message(tmp_path):
         assert "no space left on the disk" in result.stderr and "run again" in result.stderr
 
 
+def test_a_disk_too_full_for_the_log_or_the_costs_is_told_in_one_message(tmp_path):
+    """Lines that the log has no room for are lost, and neither end the job otherwise nor come out on the terminal."""
+    fills = "import logging, os; os.dup2(os.open('/dev/full', os.O_WRONLY), sys.stdout.fileno())\n"
+    lost = "logging.getLogger('reclaim').info('lost')\nraise ValueError('No space left here')"
+    no_costs = "import reclaim.job\ndef no_room(*_): raise OSError(28, 'No space left on device')\n"
+    no_costs += "reclaim.job.write_json = no_room"
+    (tmp_path / "full/logs").mkdir(parents=True)
+    (tmp_path / "full/logs/rule.log").symlink_to("/dev/full")
+    for folder, body in (
+        ("full", "raise KeyError"),
+        ("a", fills + "print('lost')"),
+        ("b", fills + lost),
+        ("c", no_costs),
+    ):
+        result = run(tmp_path / folder, body, "cost='costs/s/j.json'")
+        assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
+        assert "no space left on the disk" in result.stderr and result.stdout == ""
+
+
 def test_a_job_stops_when_its_snakemake_has_died(tmp_path):
     from reclaim.preload import process_start
 
