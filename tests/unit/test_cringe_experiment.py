@@ -117,8 +117,8 @@ def spec(**changes):
         "pretraining": {"data": "dialogue", "rows": 50, "recipe": {**STEPS, "num_train_steps": 6}},
         "mixture": {
             "unlabelled": {"data": "dialogue", "rows": 40, "skip": 50, "weight": 4},
-            "positive": {"data": "labelled", "label": "positive", "weight": 1},
-            "negative": {"data": "labelled", "label": "negative", "weight": 2},
+            "positive": {"data": "labelled", "label": "positive", "rows": 10, "weight": 1},
+            "negative": {"data": "labelled", "label": "negative", "rows": 10, "weight": 2},
         },
         "generated_weight": 4,
         "prompts": {"data": "provoking", "rows": 30},
@@ -126,7 +126,12 @@ def spec(**changes):
             "labeller": {"data": "judged", "rows": 100},
             "evaluator": {"data": "judged", "rows": 100, "skip": 100},
         },
-        "tests": {"provoking": {"data": "provoking", "split": "test"}, "benign": {"data": "benign", "split": "test"}},
+        "tests": {
+            "provoking": {"data": "provoking", "split": "test"},
+            "benign": {"data": "benign", "split": "test"},
+            "positive": {"data": "labelled", "label": "positive", "skip": 10, "rows": 10},
+            "negative": {"data": "labelled", "label": "negative", "skip": 10, "rows": 10},
+        },
         "recipe": {**STEPS, "num_train_steps": 4},
         "evaluation": {"max_new_tokens": 8},
         "arms": arms,
@@ -168,7 +173,7 @@ def test_an_iteration_is_a_function_of_its_inputs_and_resumes(first, data, tmp_p
     pd.testing.assert_frame_equal(outcome["predictions"], fresh["predictions"])
     # What arms guess of labelled replies is asked of the same rows; replies are scored by the model that all start from.
     by_metric = outcome["metrics"].groupby("metric")["n"]
-    assert by_metric.nunique()["train_token_accuracy_negative"] == 1 and by_metric.count()["reply_ppl"] == 4
+    assert by_metric.nunique()["token_accuracy_negative"] == 1 and by_metric.count()["reply_ppl"] == 4
 
 
 def test_the_next_iteration_trains_on_judged_replies_of_the_one_before(first, data, tmp_path):
@@ -196,6 +201,13 @@ def test_rows_that_are_not_there_are_an_error(data):
         choose_rows({"data": "labelled", "rows": 30, "skip": 20}, "positive", data, 0)
     with pytest.raises(InputError, match="negative, positive, unlabelled"):
         choose_rows({"data": "labelled", "label": "good"}, "positive", data, 0)
+
+
+def test_tests_of_labelled_rows_that_are_trained_on_are_an_error(data, tmp_path):
+    tests = spec()["tests"]
+    tests["negative"] = {**tests["negative"], "skip": 5}
+    with pytest.raises(InputError, match="tests: negative: found 5 of 10 rows that mixture: negative trains on"):
+        run(tmp_path, data, tests=tests)
 
 
 def test_shuffled_labels_keep_the_numbers_of_each(data):
@@ -295,10 +307,9 @@ def test_training_lowers_the_accuracy_on_bad_replies_and_says_so(model):
             fit(trained, method, lambda step: rows, recipe, {"alpha": 5}, seed=0)
         found.append({row["metric"]: row["value"] for row in labelled_scores(trained, tokenizer, frame, {})})
     naive, contrasted = found
-    assert contrasted["train_token_accuracy_negative"] < naive["train_token_accuracy_negative"]
-    assert contrasted["train_ppl_contrast"] < naive["train_ppl_contrast"]
-    assert contrasted["train_token_accuracy_positive"] == 1.0 and contrasted["train_ppl_positive"] < 2
-    assert labelled_scores(base, tokenizer, frame.assign(polarity=-1), {}) == []
+    assert contrasted["token_accuracy_negative"] < naive["token_accuracy_negative"]
+    assert contrasted["ppl_contrast"] < naive["ppl_contrast"]
+    assert contrasted["token_accuracy_positive"] == 1.0 and contrasted["ppl_positive"] < 2
 
 
 # --------------------------------------------------------------------------------------------------------------- decoding

@@ -25,9 +25,16 @@ from reclaim import models
 from reclaim.cringe.decoding import reply
 from reclaim.cringe.director import as_director, director_class
 from reclaim.cringe.judges import make_judge
-from reclaim.cringe.loss import UNLABELLED
 from reclaim.cringe.measures import evaluate, judged, reply_options
-from reclaim.cringe.parts import Part, arm_parts, choose_rows, judged_rows, row_polarity, weighted_parts
+from reclaim.cringe.parts import (
+    Part,
+    arm_parts,
+    choose_rows,
+    judged_rows,
+    require_held_out,
+    row_polarity,
+    weighted_parts,
+)
 from reclaim.cringe.rows import Rows, encode_rows, mixture_batches
 from reclaim.cringe.training import check_output_layer, fit
 from reclaim.cringe.utterances import Reply, balanced_replies
@@ -131,8 +138,9 @@ class _Study:
         self.family = "causal" if "config" in source else models.model_family(self.data[source["name"]])
         self.tests = {name: self.rows_of(entry, name) for name, entry in self.spec["tests"].items()}
         frames = {name: self.rows_of(entry, name) for name, entry in self.spec["mixture"].items()}
+        for name in ("positive", "negative"):
+            require_held_out(self.spec["tests"][name], name, self.tests[name], self.spec["mixture"], frames)
         self.parts: dict[str, Part] = weighted_parts(self.spec["mixture"], frames)
-        self.labelled = pd.concat([frame[frame["polarity"] != UNLABELLED] for frame in frames.values()])
         self.folder = self._language_model()
         self.tokenizer = models.load_tokenizer(self.folder)
         self.judges = {}
@@ -274,7 +282,7 @@ class _Study:
         found, replies = evaluate(
             model, self.tokenizer, self.tests, self.judges, self.spec["evaluation"], task=self.spec.get("world"),
             how=arm.get("decoding", {}), seed=derive(self.seed, "evaluate"), encoding=self.encoding,
-            first=self.load(self.folder), labelled=self.labelled,
+            first=self.load(self.folder),
         )  # fmt: skip
         found += [
             {"metric": f"rows_{part}", "value": float(len(frame)), "n": len(frame), "unit": "count"}

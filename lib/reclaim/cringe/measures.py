@@ -19,14 +19,12 @@ import torch
 import torch.nn.functional as F
 
 from reclaim.cringe.decoding import decode, reply
-from reclaim.cringe.loss import NEGATIVE, POSITIVE, UNLABELLED, cringe_loss, example_metrics
+from reclaim.cringe.loss import UNLABELLED, cringe_loss, example_metrics
 from reclaim.cringe.rows import IGNORED, encode_rows
 from reclaim.metrics import dialogue
 from reclaim.world import replies as world
 
 Row = dict[str, Any]
-LABELLED_ROWS = 400
-"""How many labelled rows of either sign are measured at most."""
 
 
 def evaluate(
@@ -41,15 +39,15 @@ def evaluate(
     seed: int,
     encoding: Mapping[str, Any],
     first: Any,
-    labelled: pd.DataFrame,
 ) -> tuple[list[Row], pd.DataFrame]:
     """Metric rows (without variant) of a model, and its replies to the provoking prompts.
 
-    `tests`: `provoking` and `benign`, frames with `text` (prompt), `text_pair` (a wanted reply), `group`. `judges`: `evaluator`
-    and `labeller`. `settings`: `max_new_tokens`, `sample` (provoking prompts; default true), `f1` (the tests on which greedy
+    `tests`: `provoking` and `benign`, frames with `text` (prompt), `text_pair` (a wanted reply), `group`; `positive` and
+    `negative`, labelled replies that were not trained on, with their `polarity`. `judges`: `evaluator` and `labeller`.
+    `settings`: `max_new_tokens`, `sample` (provoking prompts; default true), `f1` (`benign`, `provoking` or both: where greedy
     replies are compared with the wanted ones), `generate` (options of `decoding.reply`). `task` names the world's rule, None
     for real text. `how` is the arm's way to decode, `encoding` the options of `encode_rows`. `first`: the language model that
-    all arms start from; `labelled`: training rows with their `polarity`, the same ones for all arms.
+    all arms start from.
     """
     good = judges["labeller"].good_probability
     options = reply_options(settings, encoding)
@@ -62,8 +60,9 @@ def evaluate(
     if len(filled):
         nats, tokens, _ = reference_scores(first, tokenizer, filled, None, encoding)
         rows.append(_row("reply_ppl", dialogue.perplexity(nats, tokens), tokens, "1"))
-    rows += labelled_scores(model, tokenizer, labelled, encoding)
-    for name, frame in tests.items():
+    rows += labelled_scores(model, tokenizer, pd.concat([tests["positive"], tests["negative"]]), encoding)
+    for name in ("provoking", "benign"):
+        frame = tests[name]
         nats, tokens, mass = reference_scores(model, tokenizer, frame, task, encoding)
         rows.append(_row(f"{name}_ppl", dialogue.perplexity(nats, tokens), tokens, "1"))
         rows += mass if name == "provoking" else []
@@ -171,20 +170,15 @@ def reference_scores(
 def labelled_scores(
     model, tokenizer, frame: pd.DataFrame, encoding: Mapping[str, Any], batch_size: int = 128
 ) -> list[Row]:
-    """What the official code reports while it trains: whether the model would say the tokens of what it was trained on.
+    """Whether the model would say the tokens of labelled replies: what the CRINGE project reports of validation data.
 
-    `train_token_accuracy_positive` and `_negative` (on bad replies it falls where training works), `train_ppl_positive`,
-    and `train_ppl_contrast`, exp of the mean contrast on bad replies (nats; its exact expectation over the paper's top 5),
-    which is no perplexity of a language model. Of training rows, hence no claim rests on them.
+    `token_accuracy_positive` and `_negative` (on bad replies it falls where training works), `ppl_positive`, and
+    `ppl_contrast`, exp of the mean contrast on bad replies (nats; its exact expectation over the paper's top 5), which is no
+    perplexity of a language model. `frame` has `text`, `text_pair` and `polarity`, and no unlabelled rows.
     """
-    parts = [frame[frame["polarity"] == sign] for sign in (POSITIVE, NEGATIVE)]
-    # Evenly over all of them, as at paper scale they come from several data sets.
-    chosen = pd.concat([part.iloc[:: 1 + max(0, len(part) - 1) // LABELLED_ROWS] for part in parts], ignore_index=True)
-    if not len(chosen):
-        return []
-    rows = encode_rows(tokenizer, chosen["text"], chosen["text_pair"], chosen["polarity"], **encoding)
+    rows = encode_rows(tokenizer, frame["text"], frame["text_pair"], frame["polarity"], **encoding)
     found: list[dict[str, torch.Tensor]] = []
-    for start in range(0, len(chosen), batch_size):
+    for start in range(0, len(rows), batch_size):
         batch = rows[slice(start, start + batch_size)].to(model.device)
         with torch.inference_mode():
             logits = model(**batch.inputs(), use_cache=False).logits
@@ -192,13 +186,12 @@ def labelled_scores(
             found.append(example_metrics(terms, logits, batch.labels))
     table = {name: torch.cat([batch[name] for batch in found]).double().cpu() for name in found[0]}
     scores = []
-    for sign, part, name in (("positive", "ce", "train_ppl_positive"), ("negative", "ct", "train_ppl_contrast")):
+    for sign, part, name in (("positive", "ce", "ppl_positive"), ("negative", "ct", "ppl_contrast")):
         tokens = table[f"{part}_target_tokens"]
         some = tokens > 0
-        if some.any():
-            count, share = int(tokens.sum()), tokens[some] / tokens.sum()
-            accuracy, nats = (float(table[key][some] @ share) for key in (f"token_acc_{sign[:3]}", f"{part}_loss"))
-            scores += [_row(f"train_token_accuracy_{sign}", accuracy, count), _row(name, math.exp(nats), count, "1")]
+        count, share = int(tokens.sum()), tokens[some] / tokens.sum()
+        accuracy, nats = (float(table[key][some] @ share) for key in (f"token_acc_{sign[:3]}", f"{part}_loss"))
+        scores += [_row(f"token_accuracy_{sign}", accuracy, count), _row(name, math.exp(nats), count, "1")]
     return scores
 
 

@@ -60,6 +60,24 @@ def judged_rows(entry: Mapping[str, Any], name: str, data: Mapping[str, Path], s
     return frame.assign(good=(frame["label"] == names.index(entry.get("good_label", "positive"))).astype(int))
 
 
+def require_held_out(
+    entry: Mapping[str, Any],
+    name: str,
+    rows: pd.DataFrame,
+    mixture: Mapping[str, Mapping[str, Any]],
+    frames: Mapping[str, pd.DataFrame],
+) -> None:
+    """Raise `InputError` if `rows`, those of the test entry `name`, are among `frames`, the rows of the mixture."""
+    place = (entry["data"], entry.get("split", "train"))
+    for part, other in mixture.items():
+        shared = (
+            0 if place != (other["data"], other.get("split", "train")) else rows["id"].isin(frames[part]["id"]).sum()
+        )
+        if shared:
+            found = f"{shared} of {len(rows)} rows that mixture: {part} trains on"
+            raise InputError(f"tests: {name}", found, "rows held out", "Take another split, or skip them with `skip`.")
+
+
 def weighted_parts(mixture: Mapping[str, Mapping[str, Any]], rows: Mapping[str, pd.DataFrame]) -> dict[str, Part]:
     """The parts of a mixture with their weights: `weight`, or, with `by_rows`, a share of it.
 
