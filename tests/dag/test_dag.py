@@ -1,27 +1,11 @@
 """What is made again after which change; that every overlay plans cleanly."""
 
 import re
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 ENDS = {"tables", "claims", "page", "all"}
-
-
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """The processes that the block starts may use so much processor time: how long that takes, the machine's load decides."""
-
-    def used() -> float:
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return usage.ru_utime + usage.ru_stime
-
-    before = used()
-    yield
-    assert used() - before < seconds
 
 
 def test_a_finished_run_has_nothing_to_do(finished):
@@ -122,8 +106,7 @@ def test_touch_accepts_what_is_there(workflow, edit):
 
 @pytest.mark.parametrize("overlay", [None, "smoke", "overnight", "paper"])
 def test_every_overlay_plans_from_nothing(workflow, overlay):
-    with at_most(60):
-        jobs = workflow.planned("--forceall", overlay=overlay)
+    jobs = workflow.planned("--forceall", overlay=overlay)
     assert {"data", "pretrain", "finetune_mezo", "finetune_backprop", "evaluate"} | ENDS <= set(jobs)
 
 
@@ -158,8 +141,7 @@ def test_a_system_of_the_paper_overlay_plans_alone(workflow, tmp_path, system, r
     (tmp_path / "roberta-large-squad").mkdir()
     for name in ("psgs_w100.tsv", "sphere.jsonl", "roberta-large-squad/config.json"):
         (tmp_path / name).touch()
-    with at_most(30):
-        jobs = workflow.planned(system, overlay="paper", ISIC=str(tmp_path), RECLAIM_HUB=str(tmp_path))
+    jobs = workflow.planned(system, overlay="paper", ISIC=str(tmp_path), RECLAIM_HUB=str(tmp_path))
     assert set(jobs) == {"data", system} | rules
 
 
