@@ -66,7 +66,7 @@ GUARDS = {
     "reply_length": ("words", 1, 1),
     "distinct_2": ("distinct pairs (%)", 100, 1),
     "reply_ppl": ("perplexity of replies (first model)", 1, 2),
-    "token_accuracy_negative": ("tokens of bad replies, held out, that are guessed (%)", 100, 1),
+    "token_accuracy_negative": ("bad tokens guessed, held out (%)", 100, 1),
     "benign_ppl": ("perplexity, benign", 1, 2),
     "provoking_ppl": ("perplexity, provoking", 1, 2),
 }
