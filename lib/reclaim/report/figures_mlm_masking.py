@@ -235,7 +235,7 @@ def _schemes(accuracy: Sequence[Record]) -> Exhibit:
     caption = (
         "Read the slopes: the paper says that uniform masking needs a higher rate than span or PMI masking, so "
         "uniform should rise from 15 % to 40 % and the other two should not. The paper shows this in a figure, "
-        "without numbers."
+        "without numbers. Where every word is one token, as in the generated text, whole-word masking is uniform masking."
     )
     return lines_exhibit(KEY, "schemes", title, [Panel("This run", "test accuracy (%)", series)], caption, "scheme")
 
