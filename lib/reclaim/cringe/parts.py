@@ -68,12 +68,10 @@ def require_held_out(
     frames: Mapping[str, pd.DataFrame],
 ) -> None:
     """Raise `InputError` if `rows`, those of the test entry `name`, are among `frames`, the rows of the mixture."""
-    place = (entry["data"], entry.get("split", "train"))
     for part, other in mixture.items():
-        shared = (
-            0 if place != (other["data"], other.get("split", "train")) else rows["id"].isin(frames[part]["id"]).sum()
-        )
-        if shared:
+        if (entry["data"], entry.get("split", "train")) != (other["data"], other.get("split", "train")):
+            continue
+        if shared := rows["id"].isin(frames[part]["id"]).sum():
             found = f"{shared} of {len(rows)} rows that mixture: {part} trains on"
             raise InputError(f"tests: {name}", found, "rows held out", "Take another split, or skip them with `skip`.")
 
